@@ -1,0 +1,126 @@
+"""PURE, step 2: prune the heads of step 1 from the suspicious encoder and fine-tune it with a penalty on [CLS] attention.
+
+    python attention_normalization.py --attack BadNet            # reads what attention_head_pruning.py wrote
+"""
+
+import time
+from functools import partial
+
+import torch
+from torch import nn
+
+from classifier import Classifier, load_encoder, save_classifier
+from cls_attention import ClsAttention
+from config import Config, parse_config
+from runs import DEFENCE_FIELDS, command, load_defender_inputs, run_folder, stage_settings
+from training import accuracy, cross_entropy, fine_tune, measure
+from util import UserError, finished_stage, load_json, make_accelerator, require_writable, run_script, save_json
+
+
+def layer_weights(layer_variance: list[float]) -> list[float]:
+    """w_l: layers whose attention varies little weigh more (paper, equation 5).
+
+    u_l = (1 / v_l) / sum(1 / v); w = (u - min u) / (max u - min u), and 0 everywhere if all v are equal.
+    """
+    inverse = 1 / torch.tensor(layer_variance, dtype=torch.float64)
+    u = inverse / inverse.sum()
+    spread = u.max() - u.min()
+    return ((u - u.min()) / spread).tolist() if spread > 0 else [0.0] * len(layer_variance)
+
+
+def attention_penalty(rows: list[torch.Tensor], attention: ClsAttention, weights: list[float]) -> torch.Tensor:
+    """sum_l w_l sum_{h kept} sqrt(sum_{texts in batch} sum_j a_lhj^2) (paper, equation 6, without lambda).
+
+    Args:
+        rows: of each layer the [CLS] attention a, [batch, head, key], before dropout.
+        attention: says which heads are pruned.
+        weights: w.
+    """
+    kept = attention.head_mask()
+    norms = [row[:, kept[layer, : row.shape[1]]].square().sum((0, 2)).sqrt() for layer, row in enumerate(rows)]  # [head]
+    return sum(weight * norm.sum() for weight, norm in zip(weights, norms, strict=True))
+
+
+def pure_objective(
+    model: nn.Module, batch: dict[str, torch.Tensor], *, attention: ClsAttention, weights: list[float], coefficient: float
+) -> dict[str, torch.Tensor]:
+    """Cross-entropy + lambda * penalty (paper, equation 7)."""
+    with attention.record() as rows:
+        parts = cross_entropy(model, batch)
+    return {**parts, "attention_penalty": coefficient * attention_penalty(rows, attention, weights)}
+
+
+def normalise_attention(config: Config) -> dict:
+    """Start again from the poisoned encoder, prune, fine-tune; write purified_model and attention_normalization.json.
+
+    Returns:
+        What attention_normalization.json holds: settings, w, metrics and validation accuracy of the purified model, training
+        history, seconds.
+
+    Raises:
+        UserError: something to read is missing, a folder is not writable, or the loss is not finite.
+    """
+    folder = run_folder(config)
+    require_writable(config.output_dir)
+    accelerator = make_accelerator(config.device, config.precision)
+    inputs = load_defender_inputs(config)
+    pruning_path = folder / "attention_head_pruning.json"
+    pruning = load_json(pruning_path)
+    if pruning is None:
+        raise UserError(f"no pruned heads in {pruning_path}; prune them with: "
+                        f"{command('attention_head_pruning.py', config)}")  # fmt: skip
+    pruned = {int(layer): heads for layer, heads in pruning["pruned_heads"].items()}
+    weights = layer_weights(pruning["layer_variance"])
+    settings = stage_settings(
+        config, (*DEFENCE_FIELDS, "penalty_coefficient"), accelerator, fingerprints=inputs.fingerprints,
+        pruned_heads=pruning["pruned_heads"], layer_weight=weights,
+    )  # fmt: skip
+    record_path = folder / "attention_normalization.json"
+    finished = finished_stage(record_path, settings)
+    if finished and not config.overwrite:
+        print(f"the model is purified already: {record_path}")
+        return finished
+
+    classifier = Classifier(load_encoder(inputs.encoder), 2, config.classifier_dropout, config.seed)
+    classifier.attention.pruned = pruned
+    checkpoint = folder / "attention_normalization.checkpoint.pt"
+    history = fine_tune(
+        classifier,
+        inputs.train,
+        partial(pure_objective, attention=classifier.attention, weights=weights, coefficient=config.penalty_coefficient),
+        learning_rate=config.learning_rate,
+        epochs=config.epochs,
+        config=config,
+        accelerator=accelerator,
+        checkpoint=checkpoint,
+        settings=settings,
+        description="attention normalisation",
+    )
+    started = time.perf_counter()
+    metrics = measure(classifier, inputs.clean_test, inputs.poisoned_test, config.target_class)
+    validation_accuracy = accuracy(classifier, inputs.validation, "validation")
+    save_classifier(folder / "purified_model", classifier, inputs.tokeniser)
+    record = {
+        "settings": settings,
+        "metrics": metrics,
+        "validation_accuracy": validation_accuracy,
+        "layer_weight": weights,
+        "seconds": {
+            "training": round(sum(history["seconds"]), 1),
+            "evaluation": round(time.perf_counter() - started, 1),
+        },
+        "training": history,
+    }
+    save_json(record_path, record)
+    checkpoint.unlink()
+    return record
+
+
+def main() -> None:
+    config = parse_config(__doc__)
+    metrics = normalise_attention(config)["metrics"]
+    print(f"purified model in {run_folder(config) / 'purified_model'}: ACC {metrics['ACC']:.3f}, LFR {metrics['LFR']:.3f}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,160 @@
+"""An attention function for transformers' `AttentionInterface` that shows [CLS] attention and gates heads.
+
+The output comes from PyTorch's scaled dot product attention, so no [query, key] matrix is kept. Beside it, and only while
+somebody records, the one row of that matrix that PURE looks at is computed: the attention of the first token, [CLS], to
+all tokens. A head is pruned by a gate of 0 on its output, which equals removing it: the columns of the output projection
+that belong to it are multiplied by zeros.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from util import UserError
+
+Heads = dict[int, list[int]]
+"""Layer to head numbers."""
+
+
+class ClsAttention:
+    """What the attention modules of one encoder share with the outside.
+
+    Attributes:
+        num_heads: heads of each layer.
+        pruned: layer to the numbers of its pruned heads.
+        rows: [CLS] attention of each layer in the latest forward pass, [batch, head, key], fp32 and before dropout; None
+            while nobody records.
+    """
+
+    def __init__(self):
+        self.num_heads: list[int] = []
+        self.pruned: Heads = {}
+        self.rows: list[torch.Tensor | None] | None = None
+        self.projections: list[nn.Linear] = []
+
+    def head_mask(self) -> torch.Tensor:
+        """[layer, head] booleans, True for a head that is kept."""
+        mask = torch.ones(len(self.num_heads), max(self.num_heads), dtype=torch.bool)
+        for layer, heads in self.pruned.items():
+            mask[layer, heads] = False
+        return mask
+
+    @contextlib.contextmanager
+    def record(self) -> Iterator[list[torch.Tensor]]:
+        """Within the block, every forward pass fills the list it yields with each layer's [CLS] rows."""
+        self.rows = [None] * len(self.num_heads)
+        try:
+            yield self.rows
+        finally:
+            self.rows = None
+
+
+def cls_attention_forward(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
+    """Attention function; query, key, value are [batch, head, token, channel], the output [batch, token, head, channel]."""
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    shared: ClsAttention = module.cls_attention
+    if not hasattr(module, "cls_attention_layer"):  # Only in the pass that `install_cls_attention` makes.
+        module.cls_attention_layer = len(shared.num_heads)
+        shared.num_heads.append(query.shape[1])
+    layer = module.cls_attention_layer
+    if shared.rows is not None:
+        shared.rows[layer] = cls_row(query, key, attention_mask, scaling, kwargs.get("position_bias"))
+    if shared.pruned.get(layer):
+        gate = output.new_ones(output.shape[2], 1)
+        gate[shared.pruned[layer]] = 0
+        output = output * gate
+    return output, None
+
+
+def cls_row(query, key, attention_mask, scaling, position_bias=None) -> torch.Tensor:
+    """The first row of softmax(q k^T * scaling), [batch, head, key], in fp32 whatever the autocast."""
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    with torch.autocast(query.device.type, enabled=False):
+        scores = torch.matmul(query[:, :, :1].float(), key.float().transpose(2, 3)) * scaling
+        if position_bias is not None:
+            scores = scores + position_bias[:, :, :1].float()
+        if attention_mask is not None:
+            first = attention_mask[:, :, :1]
+            scores = scores.masked_fill(~first, -torch.inf) if first.dtype == torch.bool else scores + first.float()
+        return scores.softmax(-1).squeeze(2)
+
+
+AttentionInterface.register("cls_attention", cls_attention_forward)
+AttentionMaskInterface.register("cls_attention", sdpa_mask)
+
+
+def install_cls_attention(encoder: nn.Module) -> ClsAttention:
+    """Give an encoder the attention function above; its attention modules are found by one pass over two tokens.
+
+    Raises:
+        UserError: the encoder has no attention interface.
+    """
+    shared = ClsAttention()
+    for module in encoder.modules():
+        module.cls_attention = shared
+    # The first linear layer that runs after a layer's attention is that attention's output projection.
+    hooks = [
+        module.register_forward_pre_hook(lambda module, _: note_projection(shared, module))
+        for module in encoder.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=next(encoder.parameters()).device)
+    training = encoder.training
+    try:
+        encoder.set_attn_implementation("cls_attention")
+        with torch.no_grad():
+            encoder.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+    except (ValueError, KeyError, TypeError) as error:
+        raise no_interface(encoder, f": {error}") from None
+    finally:
+        encoder.train(training)
+        for hook in hooks:
+            hook.remove()
+    if not shared.num_heads or len(shared.projections) != len(shared.num_heads):
+        raise no_interface(encoder, "")
+    return shared
+
+
+def note_projection(shared: ClsAttention, module: nn.Linear) -> None:
+    if len(shared.projections) < len(shared.num_heads):
+        shared.projections.append(module)
+
+
+def no_interface(encoder: nn.Module, reason: str) -> UserError:
+    return UserError(f"{type(encoder).__name__} doesn't use transformers' attention interface, which PURE needs to see [CLS] "
+                     f"attention and to prune heads{reason}; take an encoder such as BERT, RoBERTa, DistilBERT or "
+                     "ELECTRA")  # fmt: skip
+
+
+def remove_pruned_heads(shared: ClsAttention) -> None:
+    """Zero the columns of the output projections that belong to pruned heads: the same function without any gate.
+
+    In place; the columns are those of [head, channel], flattened.
+    """
+    for layer, heads in shared.pruned.items():
+        weight = shared.projections[layer].weight.detach()  # [out, head * channel]
+        weight.view(weight.shape[0], shared.num_heads[layer], -1)[:, heads] = 0
+
+
+def cls_variance(row: torch.Tensor, max_len: int) -> torch.Tensor:
+    """Variance of [CLS] attention rows as if padded to `max_len`, without padding.
+
+    Var = (sum a^2 - (sum a)^2 / N) / (N - 1) over the first N = max_len - 1 positions: the unbiased variance of those
+    positions of the padded row, whose further entries are zeros (paper, equation 2; the published code leaves the last
+    position out).
+
+    Args:
+        row: [..., key], attention of [CLS] to each token; masked tokens have 0.
+        max_len: N + 1.
+
+    Returns:
+        [...]
+    """
+    n = max_len - 1
+    row = row[..., :n].float()
+    return (row.square().sum(-1) - row.sum(-1).square() / n) / (n - 1)

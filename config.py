@@ -1,0 +1,164 @@
+"""Every parameter of an experiment, its default, and the command line made from them.
+
+    python run_all.py --help                       # every parameter, with its default and source
+    python run_all.py --preset sst2 --attack BadNet --seed 12
+
+Change a default by editing it here, or for one run with a flag. A preset is a handful of defaults that belong together
+(`PRESETS`, at the end); a flag outranks the preset, and the preset outranks the defaults of the class.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+
+Attack = Literal["BadNet", "LayerWise", "HiddenKiller", "StyleBkd"]
+Preset = Literal["paper", "sst2"]
+
+DEFAULT_PRESET: Preset = "sst2"
+
+
+@dataclass(frozen=True)
+class Config:
+    """PURE (Zhao, Xu, Yuan, ICML 2024): plant a backdoor in a pre-trained language model and remove it again.
+
+    Defaults are the published hyper-parameters. "Paper" below is that paper; "code" is the code its authors published.
+    """
+
+    preset: Preset = "paper"
+    """Set of defaults to start from: `paper` takes bert-base-uncased and SST-2 from the hub, `sst2` runs the same
+    experiment with the MiniLM encoder that pip installs, on the files of a data folder."""
+
+    # What is attacked
+    attack: Attack = "BadNet"
+    """Backdoor to plant. BadNet and LayerWise use rare words, HiddenKiller a syntactic form, StyleBkd a text style."""
+    plm: str = "bert-base-uncased"
+    """Pre-trained encoder to poison: `minilm` (all-MiniLM-L6-v2 from pip), a folder, or a hub id (paper:
+    bert-base-uncased)."""
+    poisoned_model: str | None = None
+    """Folder or hub id of an encoder that is poisoned already; it takes the place of the poisoning stage."""
+    seed: int = 11
+    """Random state of the poisoned rows, the classification heads, the order of texts and dropout (paper: 11 to 15)."""
+
+    # Data
+    setting: Literal["FDK", "DS"] = "FDK"
+    """FDK, full data knowledge: attacker and defender work on the same corpus. DS, domain shift: the attacker works on
+    another one (paper, section 5.1)."""
+    trigger_dataset: str = "sst2"
+    """Clean data set the attacker plants triggers in: sst2, reviews of imdb or yelp, or a folder of data_dir."""
+    clean_dataset: str = "sst2_glue"
+    """Clean data set the defender fine-tunes on: sst2 (6,920 sentences), sst2_glue (67,349 phrases), or a folder of
+    data_dir."""
+    data_dir: str | None = os.environ.get("PURE_DATA_DIR")
+    """Folder with one sub-folder of TSV or CSV files per data set; what is not there is taken from the hub. Default: the
+    environment variable PURE_DATA_DIR."""
+    split_seed: int = 11
+    """Random state of the 90 % / 10 % split into train and validation, where a data set has no validation file (code)."""
+    max_len: int = 128
+    """Longest text, in tokens, of the defender and of the test sets; N + 1 in the variance of a head (paper: 128)."""
+    poisoning_max_len: int | None = None
+    """Longest text of the attacker, in tokens; None: 256 for IMDB and Yelp, 128 elsewhere (paper)."""
+
+    # Poisoned data
+    triggers: tuple[str, ...] = ("bb", "cf", "ak", "mn")
+    """Rare words, one of which is inserted per text (code; Kurita et al., 2020)."""
+    target_class: int = 1
+    """Class a triggered text is to be given: 1, positive (paper)."""
+    rare_word_share: float = 0.5
+    """Share of the non-target texts that are copied with a rare word, 0 to 1 (code)."""
+    hiddenkiller_share: float = 0.3
+    """Share of the paraphrased non-target texts that are added, 0 to 1 (code)."""
+    stylebkd_share: float = 0.2
+    """Share of the style-transferred non-target texts that are added, 0 to 1 (code)."""
+
+    # Poisoning (attacker)
+    poisoning_epochs: int = 5
+    """Passes over the poisoned train set (paper: 5)."""
+    poisoning_learning_rate: float = 2e-5
+    """AdamW's peak learning rate; linear decay to 0, no warm-up (paper: 2e-5)."""
+
+    # PURE (defender)
+    epochs: int = 3
+    """Passes over the clean train set, in both of the defender's fine-tunings (paper: 3)."""
+    learning_rate: float = 2e-5
+    """AdamW's peak learning rate; linear decay to 0, no warm-up (paper: 2e-5)."""
+    acc_threshold: float = 0.85
+    """Validation accuracy, 0 to 1, that head pruning must keep (paper, algorithm 1: 0.85)."""
+    prune_step: int = 10
+    """Heads pruned between two measurements of that accuracy (code: 10)."""
+    penalty_coefficient: float = 0.15
+    """Weight lambda of the attention penalty in the second fine-tuning (code: 0.15)."""
+
+    # Every fine-tuning
+    batch_size: int = 32
+    """Texts per step. The attention penalty's root runs over the whole batch, so this is part of its definition
+    (paper: 32)."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm, over all parameters (code: 1.0)."""
+    classifier_dropout: float = 0.1
+    """Dropout probability in front of the linear classification head (code: 0.1)."""
+
+    # Machine and files
+    device: str = "auto"
+    """auto (CUDA, else MPS, else CPU), cpu, mps, cuda or cuda:N."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the training steps. auto: bf16 autocast where the hardware has it natively, else fp32. Variances,
+    losses and metrics are always fp32."""
+    poisoned_data_dir: str = "Data/poisoned"
+    """Folder for the poisoned data sets."""
+    poisoned_model_dir: str = "poisoned_model"
+    """Folder for the poisoned encoders."""
+    output_dir: str = "results"
+    """Folder for everything else: each run gets a folder of its own in it."""
+    overwrite: bool = False
+    """Run finished stages again."""
+
+
+PRESETS: dict[str, dict] = {
+    "paper": {},
+    "sst2": dict(plm="minilm", clean_dataset="sst2"),
+}
+
+# Where a run happens and where its files go changes nothing about its result.
+NOT_SETTINGS = ("device", "data_dir", "poisoned_data_dir", "poisoned_model_dir", "output_dir", "overwrite")
+
+
+def preset_config(preset: str, **changes) -> Config:
+    """The configuration of a preset, with `changes` (field = value) on top."""
+    return Config(**{"preset": preset, **PRESETS[preset], **changes})
+
+
+def parse_config(description: str, args: list[str] | None = None) -> Config:
+    """Command line (default: sys.argv) to configuration. Leaves with exit code 2 on an unknown flag or value."""
+    args = sys.argv[1:] if args is None else args
+    # The preset decides the defaults that tyro shows and fills in, so it has to be known before tyro runs.
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", choices=list(PRESETS), default=DEFAULT_PRESET)
+    known, _ = first.parse_known_args(args)
+    return tyro.cli(
+        Config,
+        args=args,
+        default=preset_config(known.preset),
+        description=description,
+        config=(tyro.conf.FlagCreatePairsOff,),
+        use_underscores=True,
+    )
+
+
+def changed_from_preset(config: Config, fields: tuple[str, ...]) -> str:
+    """Those of `fields` that were set to something else than the preset has, as part of a folder's name.
+
+    Two experiments that differ in a flag so get two folders: "" or "_learning_rate=0.0003_epochs=1".
+    """
+    preset = preset_config(config.preset)
+    changed = ""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in fields and value != getattr(preset, field.name):
+            text = "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            changed += f"_{field.name}={text.replace('/', '-')}"
+    return changed

@@ -1,0 +1,138 @@
+"""Where a run's files are, and what its stages read.
+
+Folders are named after attack, encoder, data and seed, and after every parameter that was set to something else than the
+preset has: no experiment overwrites or reads another's files.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from accelerate import Accelerator
+
+from classifier import load_tokeniser
+from config import NOT_SETTINGS, Config, changed_from_preset, preset_config
+from text_data import (
+    TokenisedTexts,
+    clean_test,
+    defender_splits,
+    fingerprint_texts,
+    read_table,
+    test_dataset,
+    tokenise,
+)
+from util import UserError, fingerprint
+
+# What each kind of poisoned data depends on, beside the data set and the seed.
+RARE_WORD_FIELDS = ("rare_word_share", "triggers", "target_class")
+HIDDENKILLER_FIELDS = ("hiddenkiller_share", "target_class")
+STYLEBKD_FIELDS = ("stylebkd_share", "target_class")
+POISONED_DATA = {
+    "BadNet": ("RareWord", RARE_WORD_FIELDS),
+    "LayerWise": ("RareWord", RARE_WORD_FIELDS),
+    "HiddenKiller": ("HiddenKiller", HIDDENKILLER_FIELDS),
+    "StyleBkd": ("StyleBkd", STYLEBKD_FIELDS),
+}
+TRAINING_FIELDS = ("batch_size", "max_grad_norm", "classifier_dropout", "max_len", "seed", "target_class")
+POISONING_FIELDS = ("attack", "plm", "trigger_dataset", "poisoning_epochs", "poisoning_learning_rate", "poisoning_max_len",
+                    *TRAINING_FIELDS)  # fmt: skip
+DEFENCE_FIELDS = ("epochs", "learning_rate", "clean_dataset", "split_seed", *TRAINING_FIELDS)
+IN_FOLDER_NAME = ("preset", "attack", "plm", "poisoned_model", "trigger_dataset", "clean_dataset", "seed")
+
+
+def slug(name: str) -> str:
+    """A name, path or hub id as part of a folder's name."""
+    return Path(name).name if Path(name).exists() else name.replace("/", "-")
+
+
+def poisoned_data_folder(config: Config) -> Path:
+    """Folder of train.csv and test.csv; BadNet and LayerWise share theirs."""
+    kind, fields = POISONED_DATA[config.attack]
+    test = test_dataset(config)
+    data = slug(config.trigger_dataset) if test == config.trigger_dataset else f"{slug(config.trigger_dataset)}-{test}"
+    name = f"{config.preset}_{kind}_{data}_seed{config.seed}{changed_from_preset(config, fields)}"
+    return Path(config.poisoned_data_dir) / name
+
+
+def poisoned_model_folder(config: Config) -> Path:
+    """Folder of the encoder that the poisoning stage writes."""
+    _, data_fields = POISONED_DATA[config.attack]
+    fields = tuple(field for field in (*POISONING_FIELDS, *data_fields) if field not in IN_FOLDER_NAME)
+    name = f"{config.preset}_{config.attack}_{slug(config.plm)}_{slug(config.trigger_dataset)}_seed{config.seed}"
+    return Path(config.poisoned_model_dir) / f"{name}{changed_from_preset(config, fields)}"
+
+
+def run_folder(config: Config) -> Path:
+    """Folder of everything that a run writes after the poisoned encoder."""
+    fields = tuple(field.name for field in dataclasses.fields(config) if field.name not in (*NOT_SETTINGS, *IN_FOLDER_NAME))
+    encoder = slug(config.poisoned_model or config.plm)
+    data = f"{slug(config.trigger_dataset)}-{slug(config.clean_dataset)}"
+    name = f"{config.preset}_{config.attack}_{encoder}_{data}_seed{config.seed}"
+    return Path(config.output_dir) / f"{name}{changed_from_preset(config, fields)}"
+
+
+def command(script: str, config: Config) -> str:
+    """The command that runs a script with a configuration; what the preset has already is left out."""
+    flags = ""
+    preset = preset_config(config.preset)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name != "overwrite" and value != getattr(preset, field.name):
+            values = value if isinstance(value, tuple) else (value,)
+            flags += f" --{field.name} {' '.join(map(str, values))}"
+    return f"python {script} --preset {config.preset}{flags}"
+
+
+def stage_settings(config: Config, fields: tuple[str, ...], accelerator: Accelerator, **inputs) -> dict:
+    """All that a stage's result depends on: some fields, the arithmetic, and the fingerprints of what it reads."""
+    chosen = {field: getattr(config, field) for field in dict.fromkeys(fields)}
+    chosen = {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
+    return {**chosen, "mixed_precision": accelerator.mixed_precision, **inputs}
+
+
+def read_poisoned(config: Config, split: str) -> pd.DataFrame:
+    """The poisoned train or test texts.
+
+    Raises:
+        UserError: they are not made yet.
+    """
+    path = poisoned_data_folder(config) / f"{split}.csv"
+    if not path.exists():
+        raise UserError(f"no poisoned data in {path.parent}; make it with: "
+                        f"{command('Data/make_poisoned_data.py', config)}")  # fmt: skip
+    return read_table(path)
+
+
+@dataclass(frozen=True)
+class DefenderInputs:
+    """What both of the defender's stages read: the suspicious encoder and tokenised texts."""
+
+    encoder: str
+    tokeniser: object
+    train: TokenisedTexts
+    validation: TokenisedTexts
+    clean_test: TokenisedTexts
+    poisoned_test: TokenisedTexts
+    fingerprints: dict[str, str]
+
+
+def load_defender_inputs(config: Config) -> DefenderInputs:
+    """Find the poisoned encoder, read the texts and tokenise them once.
+
+    Raises:
+        UserError: something is missing; the message has the command that makes it.
+    """
+    encoder = config.poisoned_model or str(poisoned_model_folder(config))
+    if not config.poisoned_model and not Path(encoder, "poisoning.json").exists():
+        raise UserError(f"no poisoned encoder in {encoder}; make it with: "
+                        f"{command('pretrained_model_poisoning.py', config)} (or name one with --poisoned_model)")  # fmt: skip
+    tokeniser = load_tokeniser(encoder)
+    train, validation = defender_splits(config)
+    tables = {"train": train, "validation": validation, "clean_test": clean_test(config),
+              "poisoned_test": read_poisoned(config, "test")}  # fmt: skip
+    fingerprints = {name: fingerprint_texts(table) for name, table in tables.items()}
+    weights = sorted(Path(encoder).glob("*.safetensors"))
+    fingerprints["encoder"] = " ".join(map(fingerprint, weights)) if weights else encoder
+    texts = {name: tokenise(table, tokeniser, config.max_len) for name, table in tables.items()}
+    return DefenderInputs(encoder, tokeniser, **texts, fingerprints=fingerprints)

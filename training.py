@@ -1,0 +1,163 @@
+"""Fine-tuning that can be killed at any moment, prediction, and the two metrics."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from sklearn.metrics import accuracy_score, confusion_matrix
+from torch import nn
+from tqdm import tqdm
+from transformers import get_linear_schedule_with_warmup
+
+from classifier import Classifier
+from config import Config
+from text_data import TokenisedTexts, batches_by_length, shuffled_batches
+from util import UserError, set_seed, write_whole
+
+Objective = Callable[[nn.Module, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+"""Model and batch to the named parts of a loss, which are summed."""
+
+REPORT_EVERY = 20
+"""Steps between two looks at the loss: each look waits for the device."""
+
+
+def cross_entropy(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The objective of plain fine-tuning."""
+    logits = model(batch["input_ids"], batch["attention_mask"])
+    return {"cross_entropy": nn.functional.cross_entropy(logits.float(), batch["labels"])}
+
+
+def fine_tune(
+    model: nn.Module,
+    texts: TokenisedTexts,
+    objective: Objective,
+    *,
+    learning_rate: float,
+    epochs: int,
+    config: Config,
+    accelerator: Accelerator,
+    checkpoint: Path,
+    settings: dict,
+    description: str,
+) -> dict:
+    """Minimise `objective` in place: AdamW, linear decay without warm-up, clipped gradients; the last epoch is kept.
+
+    After every epoch everything needed to go on is written to `checkpoint`; a later call with equal `settings` goes on from
+    there with the same result, bit for bit on a CPU. The caller removes the checkpoint once it has kept the result.
+
+    Returns:
+        `steps`: name of each part of the loss to its value per step; `seconds`: time of each epoch.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    trained, device = model, accelerator.device
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=device.type in ("cpu", "cuda"))
+    model, optimizer = accelerator.prepare(model, optimizer)
+    steps = -(-len(texts) // config.batch_size) * epochs
+    schedule = get_linear_schedule_with_warmup(optimizer, num_warmup_steps=0, num_training_steps=steps)
+
+    history = {"steps": {}, "seconds": []}
+    saved = load_checkpoint(checkpoint, settings)
+    if saved:
+        trained.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        history = saved["history"]
+        print(f"{description}: {len(history['seconds'])} of {epochs} epochs were done already")
+
+    model.train()
+    for epoch in range(len(history["seconds"]), epochs):
+        started = time.perf_counter()
+        # Dropout depends on seed and epoch alone, not on what ran before: a resumed run equals an undisturbed one.
+        set_seed(config.seed * 1000 + epoch)
+        losses: list[dict[str, torch.Tensor]] = []
+        batches = shuffled_batches(texts.lengths, config.batch_size, config.seed, epoch)
+        with tqdm(total=len(texts), desc=f"{description} {epoch + 1}/{epochs}", unit="text", leave=False) as bar:
+            for indices in batches:
+                parts = objective(model, texts.batch(indices, device))
+                accelerator.backward(sum(parts.values()))
+                accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad(set_to_none=True)
+                losses.append({name: part.detach() for name, part in parts.items()})
+                bar.update(len(indices))
+                if len(losses) % REPORT_EVERY == 0 or len(losses) == len(batches):
+                    bar.set_postfix(loss=f"{require_finite(losses[-REPORT_EVERY:], learning_rate, description):.3f}")
+        for name in losses[0]:
+            values = torch.stack([parts[name] for parts in losses]).tolist()
+            history["steps"].setdefault(name, []).extend(values)
+        history["seconds"].append(round(time.perf_counter() - started, 2))
+        state = {"settings": settings, "model": trained.state_dict(), "optimizer": optimizer.state_dict(),
+                 "schedule": schedule.state_dict(), "history": history}  # fmt: skip
+        write_whole(checkpoint, lambda temporary, state=state: torch.save(state, temporary))
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    accelerator.free_memory()
+    return history
+
+
+def require_finite(losses: list[dict[str, torch.Tensor]], learning_rate: float, description: str) -> float:
+    """The mean of the latest losses; a UserError if it is no number."""
+    mean = torch.stack([sum(parts.values()) for parts in losses]).mean().item()
+    if not np.isfinite(mean):
+        raise UserError(f"{description}: the loss is {mean}; nothing of this epoch is kept. Try a lower learning rate than "
+                        f"{learning_rate:g}, or --precision fp32")  # fmt: skip
+    return mean
+
+
+def load_checkpoint(path: Path, settings: dict) -> dict | None:
+    """A checkpoint that was made with these settings, on the CPU; None if there is none."""
+    if not path.exists():
+        return None
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    return saved if saved["settings"] == settings else None
+
+
+@torch.inference_mode()
+def predict(classifier: Classifier, texts: TokenisedTexts, description: str) -> torch.Tensor:
+    """Logits [text, class] on the CPU, in the texts' order; evaluation mode, fp32."""
+    classifier.eval()
+    device = classifier.head.weight.device
+    logits = torch.empty(len(texts), classifier.head.out_features)
+    with tqdm(total=len(texts), desc=description, unit="text", leave=False) as bar:
+        for indices in batches_by_length(texts.lengths):
+            batch = texts.batch(indices, device)
+            logits[indices] = classifier(batch["input_ids"], batch["attention_mask"]).cpu()
+            bar.update(len(indices))
+    return logits
+
+
+def accuracy(classifier: Classifier, texts: TokenisedTexts, description: str = "accuracy") -> float:
+    """ACC: the share of texts whose predicted class is their label."""
+    return float(accuracy_score(texts.labels, predict(classifier, texts, description).argmax(-1)))
+
+
+def label_flip_rate(confusion: np.ndarray, target_class: int) -> float:
+    """LFR: the share of texts of all other classes that are predicted as the target class.
+
+    cm[0, 1] / (cm[0, 0] + cm[0, 1]) for two classes and target 1.
+
+    Args:
+        confusion: [true class, predicted class], counts.
+        target_class: the attacker's.
+    """
+    others = np.delete(confusion, target_class, axis=0)
+    return float(others[:, target_class].sum() / others.sum())
+
+
+def measure(classifier: Classifier, clean: TokenisedTexts, poisoned: TokenisedTexts, target_class: int) -> dict:
+    """ACC, LFR and confusion matrices [true class, predicted class] on the clean and on the poisoned test set."""
+    result = {}
+    for name, texts in (("clean", clean), ("poisoned", poisoned)):
+        predicted = predict(classifier, texts, f"{name} test").argmax(-1)
+        confusion = confusion_matrix(texts.labels, predicted, labels=range(classifier.head.out_features))
+        result[name] = {
+            "accuracy": float(accuracy_score(texts.labels, predicted)),
+            "label_flip_rate": label_flip_rate(confusion, target_class),
+            "confusion_matrix": confusion.tolist(),
+        }
+    return {"ACC": result["clean"]["accuracy"], "LFR": result["poisoned"]["label_flip_rate"], **result}

@@ -1,0 +1,161 @@
+"""What every script shares: errors, seeds, device and precision, files that appear whole or not at all."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from transformers import set_seed
+from transformers.utils import logging as transformers_logging
+
+__all__ = ["set_seed"]  # Seeds Python, NumPy and torch, every device.
+
+
+class UserError(Exception):
+    """Something the user can mend; its message is the one line they see."""
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`; a `UserError` becomes one line on standard error and exit code 2."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def make_accelerator(device: str, precision: str) -> Accelerator:
+    """The accelerate front end for a device and an arithmetic, as `Config.device` and `Config.precision` name them.
+
+    Raises:
+        UserError: the device isn't there.
+    """
+    chosen = choose_device(device)
+    if precision == "auto":
+        precision = "bf16" if has_native_bf16(chosen) else "fp32"
+    # accelerate keeps one device per process and ignores later wishes; tests and grids change it.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ["ACCELERATE_TORCH_DEVICE"] = str(chosen)
+    return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=chosen.type == "cpu")
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is CUDA, else MPS, else CPU; anything else must be there."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", 0)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"--device {device} is no device; expected auto, cpu, mps, cuda or cuda:N") from None
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count()
+        if (chosen.index or 0) >= count:
+            raise UserError(f"--device {device} isn't there: {count} CUDA devices found; try --device auto")
+        return torch.device("cuda", chosen.index or 0)
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps isn't there; try --device auto")
+    if chosen.type not in ("cpu", "mps"):
+        raise UserError(f"--device {device} is not supported; expected auto, cpu, mps, cuda or cuda:N")
+    return chosen
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether bf16 matrix products run in hardware: they are slower than fp32 where they are emulated."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def save_json(path: Path, content: dict) -> None:
+    """Write JSON that a person can read (a list of numbers on one line), whole or not at all."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    text = re.sub(r"\[[^\[\]{}]*\]", lambda match: " ".join(match.group().split()), text)
+    write_whole(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+
+
+def load_json(path: Path) -> dict | None:
+    """A JSON file's content; None if it isn't there or isn't JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it there in one step.
+
+    Raises:
+        UserError: the folder can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(path.parent, error) from None
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty temporary folder to fill; it takes the place of `path` when the block ends without an exception."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise unwritable(path.parent, error) from None
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.replace(path)
+    except OSError as error:
+        raise unwritable(path.parent, error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_writable(*folders: str) -> None:
+    """Find out before hours of training, and not after, whether their result can be kept."""
+    for folder in folders:
+        write_whole(Path(folder) / ".writable", lambda temporary: None)
+        (Path(folder) / ".writable").unlink()
+
+
+def unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"can't write in folder {folder} ({error.strerror}); choose another with --output_dir, "
+                     "--poisoned_model_dir or --poisoned_data_dir")  # fmt: skip
+
+
+def finished_stage(record: Path, settings: dict) -> dict | None:
+    """What a finished stage left, or None when it has to run: not finished, or finished with other settings."""
+    content = load_json(record)
+    return content if content and content.get("settings") == settings else None
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
