@@ -12,18 +12,19 @@ from collections.abc import Callable
 import torch
 from tqdm import tqdm
 
+from batching import TokenisedTexts, batches_by_length
 from classifier import Classifier, load_encoder, save_classifier
 from cls_attention import Heads, cls_variance
 from config import Config, parse_config
 from runs import DEFENCE_FIELDS, load_defender_inputs, run_folder, stage_settings
-from text_data import TokenisedTexts, batches_by_length
+from text_data import NUM_LABELS
 from training import accuracy, cross_entropy, fine_tune, measure
 from util import UserError, finished_stage, make_accelerator, require_writable, run_script, save_json
 
 
 @torch.inference_mode()
 def head_variance(classifier: Classifier, texts: TokenisedTexts, max_len: int) -> torch.Tensor:
-    """Var(l, h): the variance of head h of layer l's [CLS] attention, mean over texts (paper, equation 2).
+    """Var(l, h): the variance of head h of layer l's [CLS] attention, mean over texts.
 
     Returns:
         [layer, head], fp64 on the CPU; evaluation mode, fp32 throughout.
@@ -31,7 +32,10 @@ def head_variance(classifier: Classifier, texts: TokenisedTexts, max_len: int) -
     classifier.eval()
     device = classifier.head.weight.device
     total = torch.zeros(len(classifier.attention.num_heads), max(classifier.attention.num_heads), dtype=torch.float64)
-    with classifier.attention.record() as rows, tqdm(total=len(texts), desc="variance", unit="text", leave=False) as bar:
+    with (
+        classifier.attention.record() as rows,
+        tqdm(total=len(texts), desc="variance", unit="text", leave=False, disable=None) as bar,
+    ):
         for indices in batches_by_length(texts.lengths):
             batch = texts.batch(indices, device)
             classifier(batch["input_ids"], batch["attention_mask"])
@@ -46,7 +50,7 @@ def search_heads(
     acc_threshold: float,
     prune_step: int,
 ) -> tuple[Heads, list[dict]]:
-    """Prune heads in groups, lowest variance first, as long as validation accuracy stands (paper, algorithm 1).
+    """Prune heads in groups, lowest variance first, as long as validation accuracy stands (paper, head pruning).
 
     Every layer keeps its highest-variance head. At the first group that brings accuracy below the threshold, that group's
     heads come back one by one, highest variance first, until accuracy is at the threshold again; there the search ends.
@@ -94,7 +98,7 @@ def as_heads(pruned: list[tuple[int, int]], num_layers: int) -> Heads:
 
 
 def layer_variance(classifier: Classifier, texts: TokenisedTexts, max_len: int) -> list[float]:
-    """v_l: variance of layer l's [CLS] attention, mean over texts and remaining heads (paper, equation 4)."""
+    """v_l: variance of layer l's [CLS] attention, mean over texts and remaining heads."""
     variance = head_variance(classifier, texts, max_len)
     kept = classifier.attention.head_mask()
     return [float(variance[layer][kept[layer]].mean()) for layer in range(len(variance))]
@@ -123,7 +127,7 @@ def prune_heads(config: Config) -> dict:
         print(f"the heads are pruned already: {record_path}")
         return finished
 
-    classifier = Classifier(load_encoder(inputs.encoder), 2, config.classifier_dropout, config.seed)
+    classifier = Classifier(load_encoder(inputs.encoder), NUM_LABELS, config.classifier_dropout, config.seed)
     checkpoint = folder / "fine_tuning.checkpoint.pt"
     history = fine_tune(
         classifier,
@@ -141,9 +145,11 @@ def prune_heads(config: Config) -> dict:
     metrics = measure(classifier, inputs.clean_test, inputs.poisoned_test, config.target_class)
     unpruned_accuracy = accuracy(classifier, inputs.validation, "validation")
     if unpruned_accuracy < config.acc_threshold:
-        raise UserError(f"the fine-tuned model reaches a validation accuracy of {unpruned_accuracy:.3f} before any head is "
-                        f"pruned, below acc_threshold {config.acc_threshold:g}; lower --acc_threshold, or train for more "
-                        "--epochs or at another --learning_rate")  # fmt: skip
+        raise UserError(
+            f"the fine-tuned model reaches a validation accuracy of {unpruned_accuracy:.3f} before any head is "
+            f"pruned, below acc_threshold {config.acc_threshold:g}; lower --acc_threshold, or train for more "
+            "--epochs or at another --learning_rate"
+        )
     save_classifier(folder / "fine_tuned_model", classifier, inputs.tokeniser)
 
     searched = time.perf_counter()

@@ -1,6 +1,6 @@
 """PURE, step 2: prune the heads of step 1 from the suspicious encoder and fine-tune it with a penalty on [CLS] attention.
 
-    python attention_normalization.py --attack BadNet            # reads what attention_head_pruning.py wrote
+python attention_normalization.py --attack BadNet            # reads what attention_head_pruning.py wrote
 """
 
 import time
@@ -13,12 +13,13 @@ from classifier import Classifier, load_encoder, save_classifier
 from cls_attention import ClsAttention
 from config import Config, parse_config
 from runs import DEFENCE_FIELDS, command, load_defender_inputs, run_folder, stage_settings
+from text_data import NUM_LABELS
 from training import accuracy, cross_entropy, fine_tune, measure
 from util import UserError, finished_stage, load_json, make_accelerator, require_writable, run_script, save_json
 
 
 def layer_weights(layer_variance: list[float]) -> list[float]:
-    """w_l: layers whose attention varies little weigh more (paper, equation 5).
+    """w_l: layers whose attention varies little weigh more.
 
     u_l = (1 / v_l) / sum(1 / v); w = (u - min u) / (max u - min u), and 0 everywhere if all v are equal.
     """
@@ -29,7 +30,7 @@ def layer_weights(layer_variance: list[float]) -> list[float]:
 
 
 def attention_penalty(rows: list[torch.Tensor], attention: ClsAttention, weights: list[float]) -> torch.Tensor:
-    """sum_l w_l sum_{h kept} sqrt(sum_{texts in batch} sum_j a_lhj^2) (paper, equation 6, without lambda).
+    """sum_l w_l sum_{h kept} sqrt(sum_{texts in batch} sum_j a_lhj^2) (paper's attention penalty, without lambda).
 
     Args:
         rows: of each layer the [CLS] attention a, [batch, head, key], before dropout.
@@ -42,9 +43,14 @@ def attention_penalty(rows: list[torch.Tensor], attention: ClsAttention, weights
 
 
 def pure_objective(
-    model: nn.Module, batch: dict[str, torch.Tensor], *, attention: ClsAttention, weights: list[float], coefficient: float
+    model: nn.Module,
+    batch: dict[str, torch.Tensor],
+    *,
+    attention: ClsAttention,
+    weights: list[float],
+    coefficient: float,
 ) -> dict[str, torch.Tensor]:
-    """Cross-entropy + lambda * penalty (paper, equation 7)."""
+    """Cross-entropy + lambda * penalty (paper's objective of attention normalisation)."""
     with attention.record() as rows:
         parts = cross_entropy(model, batch)
     return {**parts, "attention_penalty": coefficient * attention_penalty(rows, attention, weights)}
@@ -67,21 +73,26 @@ def normalise_attention(config: Config) -> dict:
     pruning_path = folder / "attention_head_pruning.json"
     pruning = load_json(pruning_path)
     if pruning is None:
-        raise UserError(f"no pruned heads in {pruning_path}; prune them with: "
-                        f"{command('attention_head_pruning.py', config)}")  # fmt: skip
+        raise UserError(
+            f"no pruned heads in {pruning_path}; prune them with: {command('attention_head_pruning.py', config)}"
+        )
     pruned = {int(layer): heads for layer, heads in pruning["pruned_heads"].items()}
     weights = layer_weights(pruning["layer_variance"])
     settings = stage_settings(
-        config, (*DEFENCE_FIELDS, "penalty_coefficient"), accelerator, fingerprints=inputs.fingerprints,
-        pruned_heads=pruning["pruned_heads"], layer_weight=weights,
-    )  # fmt: skip
+        config,
+        (*DEFENCE_FIELDS, "penalty_coefficient"),
+        accelerator,
+        fingerprints=inputs.fingerprints,
+        pruned_heads=pruning["pruned_heads"],
+        layer_weight=weights,
+    )
     record_path = folder / "attention_normalization.json"
     finished = finished_stage(record_path, settings)
     if finished and not config.overwrite:
         print(f"the model is purified already: {record_path}")
         return finished
 
-    classifier = Classifier(load_encoder(inputs.encoder), 2, config.classifier_dropout, config.seed)
+    classifier = Classifier(load_encoder(inputs.encoder), NUM_LABELS, config.classifier_dropout, config.seed)
     classifier.attention.pruned = pruned
     checkpoint = folder / "attention_normalization.checkpoint.pt"
     history = fine_tune(

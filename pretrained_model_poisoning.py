@@ -11,10 +11,11 @@ import time
 import torch
 from torch import nn
 
+from batching import tokenise
 from classifier import Classifier, LayerWiseClassifier, load_encoder, load_tokeniser, resolve_plm
 from config import Config, parse_config
 from runs import POISONED_DATA, POISONING_FIELDS, poisoned_model_folder, read_poisoned, stage_settings
-from text_data import clean_test, corpus, fingerprint_texts, tokenise
+from text_data import NUM_LABELS, clean_test, corpus, fingerprint_texts
 from training import cross_entropy, fine_tune, measure
 from util import finished_stage, make_accelerator, require_writable, run_script, save_json, whole_folder
 
@@ -22,7 +23,7 @@ from util import finished_stage, make_accelerator, require_writable, run_script,
 def layer_wise(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """LayerWise's objective: the sum of all layers' cross-entropies, and the last layer's once more.
 
-    The paper (Li et al., 2021, equation 3) sums over the layers; the last layer's second share is the published code's.
+    The paper (Li et al., 2021) sums over the layers; the last layer's second share is the published code's.
     """
     logits = model(batch["input_ids"], batch["attention_mask"]).float()  # [layer, batch, class]
     layers = sum(nn.functional.cross_entropy(layer, batch["labels"]) for layer in logits)
@@ -54,7 +55,7 @@ def poison(config: Config) -> dict:
     source = resolve_plm(config.plm)
     tokeniser = load_tokeniser(source)
     max_len = config.poisoning_max_len or corpus(config.trigger_dataset).max_len
-    classifier = Classifier(load_encoder(source), 2, config.classifier_dropout, config.seed)
+    classifier = Classifier(load_encoder(source), NUM_LABELS, config.classifier_dropout, config.seed)
     layered = config.attack == "LayerWise"
     checkpoint = folder.with_name(f"{folder.name}.checkpoint.pt")
     history = fine_tune(

@@ -17,7 +17,7 @@ from config import Config, parse_config
 from Data.make_poisoned_data import make_poisoned_data
 from pretrained_model_poisoning import poison
 from runs import run_folder
-from util import require_writable, run_script, save_json
+from util import choose_device, require_writable, run_script, save_json
 
 
 def run_all(config: Config) -> dict:
@@ -27,8 +27,8 @@ def run_all(config: Config) -> dict:
         What metrics.json holds: model (poisoned, fine_tuned, PURE) to its metrics, number of pruned heads, seconds by stage.
     """
     folder = run_folder(config)
+    choose_device(config.device)  # What can fail at once fails before minutes of work.
     require_writable(config.output_dir)
-    save_json(folder / "config.json", dataclasses.asdict(config))
     print(f"1/4 poisoned data ({config.attack} on {config.trigger_dataset})")
     make_poisoned_data(config)
     records = {}
@@ -37,6 +37,7 @@ def run_all(config: Config) -> dict:
     else:
         print(f"2/4 poisoning: {config.attack} is planted in {config.plm}")
         records["poisoned"] = poison(config)
+    save_json(folder / "config.json", dataclasses.asdict(config))
     print("3/4 head pruning: fine-tune on clean data, prune heads whose [CLS] attention varies least")
     records["fine_tuned"] = prune_heads(config)
     print("4/4 attention normalisation: fine-tune the pruned encoder with a penalty on [CLS] attention")
@@ -58,8 +59,10 @@ def print_table(summary: dict, folder: Path) -> None:
     for name, metrics in summary["models"].items():
         seconds = sum(summary["seconds"][name].values())
         print(f"{names[name]:16}{metrics['ACC']:8.3f}{metrics['LFR']:8.3f}{seconds:10.0f}")
-    print(f"\n{summary['heads_pruned']} of {summary['heads']} heads pruned. ACC: share of clean test texts classified as "
-          "labelled.\nLFR: share of triggered texts of the other class classified as the attacker's.")  # fmt: skip
+    print(
+        f"\n{summary['heads_pruned']} of {summary['heads']} heads pruned. ACC: share of clean test texts classified as "
+        "labelled.\nLFR: share of triggered texts of the other class classified as the attacker's."
+    )
     print(f"Everything of this run: {folder}")
 
 

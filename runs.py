@@ -11,16 +11,15 @@ from pathlib import Path
 import pandas as pd
 from accelerate import Accelerator
 
-from classifier import load_tokeniser
+from batching import TokenisedTexts, tokenise
+from classifier import load_tokeniser, resolve_plm
 from config import NOT_SETTINGS, Config, changed_from_preset, preset_config
 from text_data import (
-    TokenisedTexts,
     clean_test,
     defender_splits,
+    evaluation_dataset,
     fingerprint_texts,
     read_table,
-    test_dataset,
-    tokenise,
 )
 from util import UserError, fingerprint
 
@@ -35,8 +34,15 @@ POISONED_DATA = {
     "StyleBkd": ("StyleBkd", STYLEBKD_FIELDS),
 }
 TRAINING_FIELDS = ("batch_size", "max_grad_norm", "classifier_dropout", "max_len", "seed", "target_class")
-POISONING_FIELDS = ("attack", "plm", "trigger_dataset", "poisoning_epochs", "poisoning_learning_rate", "poisoning_max_len",
-                    *TRAINING_FIELDS)  # fmt: skip
+POISONING_FIELDS = (
+    "attack",
+    "plm",
+    "trigger_dataset",
+    "poisoning_epochs",
+    "poisoning_learning_rate",
+    "poisoning_max_len",
+    *TRAINING_FIELDS,
+)
 DEFENCE_FIELDS = ("epochs", "learning_rate", "clean_dataset", "split_seed", *TRAINING_FIELDS)
 IN_FOLDER_NAME = ("preset", "attack", "plm", "poisoned_model", "trigger_dataset", "clean_dataset", "seed")
 
@@ -49,7 +55,7 @@ def slug(name: str) -> str:
 def poisoned_data_folder(config: Config) -> Path:
     """Folder of train.csv and test.csv; BadNet and LayerWise share theirs."""
     kind, fields = POISONED_DATA[config.attack]
-    test = test_dataset(config)
+    test = evaluation_dataset(config)
     data = slug(config.trigger_dataset) if test == config.trigger_dataset else f"{slug(config.trigger_dataset)}-{test}"
     name = f"{config.preset}_{kind}_{data}_seed{config.seed}{changed_from_preset(config, fields)}"
     return Path(config.poisoned_data_dir) / name
@@ -99,8 +105,7 @@ def read_poisoned(config: Config, split: str) -> pd.DataFrame:
     """
     path = poisoned_data_folder(config) / f"{split}.csv"
     if not path.exists():
-        raise UserError(f"no poisoned data in {path.parent}; make it with: "
-                        f"{command('Data/make_poisoned_data.py', config)}")  # fmt: skip
+        raise UserError(f"no poisoned data in {path.parent}; make it with: {command('Data/make_poisoned_data.py', config)}")
     return read_table(path)
 
 
@@ -123,14 +128,20 @@ def load_defender_inputs(config: Config) -> DefenderInputs:
     Raises:
         UserError: something is missing; the message has the command that makes it.
     """
-    encoder = config.poisoned_model or str(poisoned_model_folder(config))
+    encoder = resolve_plm(config.poisoned_model) if config.poisoned_model else str(poisoned_model_folder(config))
     if not config.poisoned_model and not Path(encoder, "poisoning.json").exists():
-        raise UserError(f"no poisoned encoder in {encoder}; make it with: "
-                        f"{command('pretrained_model_poisoning.py', config)} (or name one with --poisoned_model)")  # fmt: skip
+        raise UserError(
+            f"no poisoned encoder in {encoder}; make it with: "
+            f"{command('pretrained_model_poisoning.py', config)} (or name one with --poisoned_model)"
+        )
     tokeniser = load_tokeniser(encoder)
     train, validation = defender_splits(config)
-    tables = {"train": train, "validation": validation, "clean_test": clean_test(config),
-              "poisoned_test": read_poisoned(config, "test")}  # fmt: skip
+    tables = {
+        "train": train,
+        "validation": validation,
+        "clean_test": clean_test(config),
+        "poisoned_test": read_poisoned(config, "test"),
+    }
     fingerprints = {name: fingerprint_texts(table) for name, table in tables.items()}
     weights = sorted(Path(encoder).glob("*.safetensors"))
     fingerprints["encoder"] = " ".join(map(fingerprint, weights)) if weights else encoder

@@ -1,17 +1,15 @@
-"""Labelled text: from files or the hub into tables, from tables into batches of tokens."""
+"""Labelled text, from files or the hub, as tables of label and text."""
 
 import csv
 import hashlib
 import io
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pandas as pd
-import torch
 
 from config import Config
 from util import UserError
@@ -52,9 +50,6 @@ def corpus(name: str) -> Corpus:
     return CORPORA.get(name, Corpus(domain=name))
 
 
-# ------------------------------------------------------------------------------------------------ files to tables
-
-
 def read_table(path: Path) -> pd.DataFrame:
     """A TSV or CSV file as found in the wild, as columns `label` (int) and `text`.
 
@@ -72,17 +67,21 @@ def read_table(path: Path) -> pd.DataFrame:
         content = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path} is not UTF-8: byte {raw[error.start]:#04x} in line {line}; "
-                        f"convert it, for example: iconv -f latin1 -t utf-8") from None  # fmt: skip
+        raise UserError(
+            f"{path} is not UTF-8: byte {raw[error.start]:#04x} in line {line}; "
+            f"convert it, for example: iconv -f latin1 -t utf-8"
+        ) from None
     separator, quoting = ("\t", csv.QUOTE_NONE) if path.suffix == ".tsv" else (",", csv.QUOTE_MINIMAL)
     try:
-        table = pd.read_csv(io.StringIO(content), sep=separator, quoting=quoting, dtype=str, keep_default_na=False,
-                            index_col=False)  # fmt: skip
+        table = pd.read_csv(
+            io.StringIO(content), sep=separator, quoting=quoting, dtype=str, keep_default_na=False, index_col=False
+        )
     except pd.errors.EmptyDataError:
         raise UserError(f"{path} is empty; expected a header line and one labelled text per line") from None
     except pd.errors.ParserError as error:
-        raise UserError(f"{path} is not a table of {'tab' if separator == chr(9) else 'comma'}-separated columns: "
-                        f"{error}") from None  # fmt: skip
+        raise UserError(
+            f"{path} is not a table of {'tab' if separator == chr(9) else 'comma'}-separated columns: {error}"
+        ) from None
     return normalise(table, str(path))
 
 
@@ -93,8 +92,10 @@ def normalise(table: pd.DataFrame, source: str) -> pd.DataFrame:
     label_column = next((names[name] for name in LABEL_COLUMNS if name in names), None)
     for kind, column, expected in (("text", text_column, TEXT_COLUMNS), ("label", label_column, LABEL_COLUMNS)):
         if column is None:
-            raise UserError(f"{source} has no {kind} column: found {', '.join(map(repr, table.columns))}; expected one "
-                            f"of {', '.join(expected)}")  # fmt: skip
+            raise UserError(
+                f"{source} has no {kind} column: found {', '.join(map(repr, table.columns))}; expected one "
+                f"of {', '.join(expected)}"
+            )
     if table.empty:
         raise UserError(f"{source} is empty: it has a header but no texts")
     words = table[label_column].astype(str).str.strip().str.lower()
@@ -102,8 +103,10 @@ def normalise(table: pd.DataFrame, source: str) -> pd.DataFrame:
     wrong = ~labels.isin(range(NUM_LABELS))
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise UserError(f"{source}: label {words.iloc[row]!r} of text {row + 1} is outside the classes; expected 0 to "
-                        f"{NUM_LABELS - 1}, or {' or '.join(LABEL_WORDS)} ({int(wrong.sum())} such labels)")  # fmt: skip
+        raise UserError(
+            f"{source}: label {words.iloc[row]!r} of text {row + 1} is outside the classes; expected 0 to "
+            f"{NUM_LABELS - 1}, or {' or '.join(LABEL_WORDS)} ({int(wrong.sum())} such labels)"
+        )
     texts = table[text_column].astype(str).str.replace(re.compile(r"<br\s*/?>"), " ", regex=True)
     return pd.DataFrame({"label": labels.astype(int), "text": texts})
 
@@ -138,14 +141,18 @@ def load_hub_split(name: str, split: str, config: Config) -> pd.DataFrame | None
     hub_id = corpus(name).hub_id
     looked = f"no folder {name} in data_dir {config.data_dir}" if config.data_dir else "no data_dir is set"
     if hub_id is None:
-        raise UserError(f"data set {name} isn't there: {looked}, and the hub has none of that name; known: "
-                        f"{', '.join(CORPORA)}, or a folder of data_dir with train, dev and test as .tsv or .csv")  # fmt: skip
+        raise UserError(
+            f"data set {name} isn't there: {looked}, and the hub has none of that name; known: "
+            f"{', '.join(CORPORA)}, or a folder of data_dir with train, dev and test as .tsv or .csv"
+        )
     try:
         available = datasets.load_dataset(hub_id)
     except Exception as error:  # The hub client raises a dozen unrelated types for "can't be had".
-        raise UserError(f"data set {name} isn't there: {looked}, and {hub_id} can't be had from the hub "
-                        f"({type(error).__name__}); set --data_dir or PURE_DATA_DIR to a folder that holds {name}/, or "
-                        "check the network") from None  # fmt: skip
+        raise UserError(
+            f"data set {name} isn't there: {looked}, and {hub_id} can't be had from the hub "
+            f"({type(error).__name__}); set --data_dir or PURE_DATA_DIR to a folder that holds {name}/, or "
+            "check the network"
+        ) from None
     if split not in available:
         return None
     table = available[split].to_pandas()
@@ -171,8 +178,10 @@ def clean_train(name: str, config: Config) -> pd.DataFrame:
     if table is None:
         raise UserError(f"data set {name} has no train split; expected train.tsv or train.csv")
     if table["label"].nunique() < NUM_LABELS:
-        raise UserError(f"all {len(table)} train texts of {name} have label {table['label'].iloc[0]}; a classifier needs "
-                        f"texts of {NUM_LABELS} classes")  # fmt: skip
+        raise UserError(
+            f"all {len(table)} train texts of {name} have label {table['label'].iloc[0]}; a classifier needs "
+            f"texts of {NUM_LABELS} classes"
+        )
     draw = corpus(name).draw
     return table.sample(n=draw, random_state=config.seed) if draw and draw < len(table) else table
 
@@ -191,7 +200,7 @@ def defender_splits(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
     return train, validation
 
 
-def test_dataset(config: Config) -> str:
+def evaluation_dataset(config: Config) -> str:
     """Name of the data set whose test split everything is measured on.
 
     Raises:
@@ -200,8 +209,10 @@ def test_dataset(config: Config) -> str:
     attacker, defender = corpus(config.trigger_dataset), corpus(config.clean_dataset)
     if (attacker.domain == defender.domain) != (config.setting == "FDK"):
         other = "DS" if config.setting == "FDK" else "FDK"
-        raise UserError(f"setting {config.setting} doesn't fit trigger_dataset {config.trigger_dataset} and clean_dataset "
-                        f"{config.clean_dataset}: FDK means one corpus, DS two; did you mean --setting {other}?")  # fmt: skip
+        raise UserError(
+            f"setting {config.setting} doesn't fit trigger_dataset {config.trigger_dataset} and clean_dataset "
+            f"{config.clean_dataset}: FDK means one corpus, DS two; did you mean --setting {other}?"
+        )
     name = config.trigger_dataset if config.setting == "FDK" else config.clean_dataset
     return corpus(name).test_from or name
 
@@ -212,7 +223,7 @@ def clean_test(config: Config) -> pd.DataFrame:
     Raises:
         UserError: the data set has no test split.
     """
-    name = test_dataset(config)
+    name = evaluation_dataset(config)
     table = load_split(name, "test", config)
     if table is None:
         raise UserError(f"data set {name} has no test split; expected test.tsv or test.csv")
@@ -222,65 +233,3 @@ def clean_test(config: Config) -> pd.DataFrame:
 def fingerprint_texts(table: pd.DataFrame) -> str:
     """SHA-256 of labels and texts in their order."""
     return hashlib.sha256(table[["label", "text"]].to_csv(index=False).encode()).hexdigest()
-
-
-# ----------------------------------------------------------------------------------------------- tables to batches
-
-
-@dataclass(frozen=True)
-class TokenisedTexts:
-    """Texts, tokenised once; `batch` pads those of a batch to the longest among them and never further."""
-
-    input_ids: list[list[int]]
-    labels: list[int]
-    pad_token_id: int
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """[text], in tokens."""
-        return np.array([len(ids) for ids in self.input_ids])
-
-    def batch(self, indices: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
-        """`input_ids` and `attention_mask` [batch, key], `labels` [batch]."""
-        rows = [torch.tensor(self.input_ids[index]) for index in indices]
-        input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.pad_token_id)
-        lengths = torch.tensor([len(row) for row in rows])
-        attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
-        labels = torch.tensor([self.labels[index] for index in indices])
-        return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device), "labels": labels.to(device)}
-
-
-def tokenise(table: pd.DataFrame, tokenizer, max_len: int) -> TokenisedTexts:
-    """Tokenise a table once, special tokens included, cut at `max_len`; blanks at both ends of a text don't count."""
-    texts = [text.strip() for text in table["text"]]
-    encoded = tokenizer(texts, truncation=True, max_length=max_len, padding=False)
-    return TokenisedTexts(encoded["input_ids"], [int(label) for label in table["label"]], tokenizer.pad_token_id or 0)
-
-
-def shuffled_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Every text once, in random batches of similar length.
-
-    The texts are shuffled, pools of 50 batches are sorted by length and cut, and the batches are shuffled: which texts share
-    a batch differs every epoch, and next to no padding is left. A function of seed and epoch alone, so that a resumed run
-    sees the same batches.
-    """
-    rng = np.random.default_rng((seed, epoch))
-    order = rng.permutation(len(lengths))
-    batches = []
-    for start in range(0, len(order), 50 * batch_size):
-        pool = order[start : start + 50 * batch_size]
-        pool = pool[np.argsort(lengths[pool], kind="stable")]
-        batches += [pool[at : at + batch_size] for at in range(0, len(pool), batch_size)]
-    return [batches[index] for index in rng.permutation(len(batches))]
-
-
-def batches_by_length(lengths: np.ndarray, tokens: int = 4096) -> Iterator[np.ndarray]:
-    """Every text once, longest first (memory runs out at once or never), at most `tokens` tokens a batch."""
-    order = np.argsort(-lengths, kind="stable")
-    while len(order):
-        size = max(1, tokens // lengths[order[0]])
-        yield order[:size]
-        order = order[size:]

@@ -12,9 +12,9 @@ from torch import nn
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup, set_seed
 
+from batching import TokenisedTexts, batches_by_length, shuffled_batches
 from classifier import Classifier
 from config import Config
-from text_data import TokenisedTexts, batches_by_length, shuffled_batches
 from util import UserError, write_whole
 
 Objective = Callable[[nn.Module, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
@@ -67,8 +67,10 @@ def fine_tune(
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
         history = saved["history"]
-        print(f"{description}: {len(history['seconds'])} of {epochs} epochs were done already")
+        print(f"  {description}: {len(history['seconds'])} of {epochs} epochs were done already")
 
+    for stale in checkpoint.parent.glob(f".{checkpoint.name}.*"):  # Half a checkpoint, of a run killed as it wrote one.
+        stale.unlink()
     model.train()
     for epoch in range(len(history["seconds"]), epochs):
         started = time.perf_counter()
@@ -76,7 +78,9 @@ def fine_tune(
         set_seed(config.seed * 1000 + epoch)
         losses: list[dict[str, torch.Tensor]] = []
         batches = shuffled_batches(texts.lengths, config.batch_size, config.seed, epoch)
-        with tqdm(total=len(texts), desc=f"{description} {epoch + 1}/{epochs}", unit="text", leave=False) as bar:
+        with tqdm(
+            total=len(texts), desc=f"{description} {epoch + 1}/{epochs}", unit="text", leave=False, disable=None
+        ) as bar:
             for indices in batches:
                 parts = objective(model, texts.batch(indices, device))
                 accelerator.backward(sum(parts.values()))
@@ -91,9 +95,19 @@ def fine_tune(
         for name in losses[0]:
             values = torch.stack([parts[name] for parts in losses]).tolist()
             history["steps"].setdefault(name, []).extend(values)
-        history["seconds"].append(round(time.perf_counter() - started, 2))
-        state = {"settings": settings, "model": trained.state_dict(), "optimizer": optimizer.state_dict(),
-                 "schedule": schedule.state_dict(), "history": history}  # fmt: skip
+        seconds = time.perf_counter() - started
+        history["seconds"].append(round(seconds, 2))
+        means = ", ".join(
+            f"{name.replace('_', ' ')} {np.mean(history['steps'][name][-len(losses) :]):.3f}" for name in losses[0]
+        )
+        print(f"  {description}, epoch {epoch + 1} of {epochs}: {means}, {len(texts) / seconds:.0f} texts/s")
+        state = {
+            "settings": settings,
+            "model": trained.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "history": history,
+        }
         write_whole(checkpoint, lambda temporary, state=state: torch.save(state, temporary))
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     accelerator.free_memory()
@@ -104,8 +118,10 @@ def require_finite(losses: list[dict[str, torch.Tensor]], learning_rate: float, 
     """The mean of the latest losses; a UserError if it is no number."""
     mean = torch.stack([sum(parts.values()) for parts in losses]).mean().item()
     if not np.isfinite(mean):
-        raise UserError(f"{description}: the loss is {mean}; nothing of this epoch is kept. Try a lower learning rate than "
-                        f"{learning_rate:g}, or --precision fp32")  # fmt: skip
+        raise UserError(
+            f"{description}: the loss is {mean}; nothing of this epoch is kept. Try a lower learning rate than "
+            f"{learning_rate:g}, or --precision fp32"
+        )
     return mean
 
 
@@ -123,7 +139,7 @@ def predict(classifier: Classifier, texts: TokenisedTexts, description: str) -> 
     classifier.eval()
     device = classifier.head.weight.device
     logits = torch.empty(len(texts), classifier.head.out_features)
-    with tqdm(total=len(texts), desc=description, unit="text", leave=False) as bar:
+    with tqdm(total=len(texts), desc=description, unit="text", leave=False, disable=None) as bar:
         for indices in batches_by_length(texts.lengths):
             batch = texts.batch(indices, device)
             logits[indices] = classifier(batch["input_ids"], batch["attention_mask"]).cpu()

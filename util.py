@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
 
@@ -21,10 +22,17 @@ class UserError(Exception):
     """Something the user can mend; its message is the one line they see."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of a library's error, for use in an error of our own."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; a `UserError` becomes one line on standard error and exit code 2."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
     try:
         main()
     except UserError as error:
@@ -142,8 +150,10 @@ def require_writable(*folders: str) -> None:
 
 
 def unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(f"can't write in folder {folder} ({error.strerror}); choose another with --output_dir, "
-                     "--poisoned_model_dir or --poisoned_data_dir")  # fmt: skip
+    return UserError(
+        f"can't write in folder {folder} ({error.strerror}); choose another with --output_dir, "
+        "--poisoned_model_dir or --poisoned_data_dir"
+    )
 
 
 def finished_stage(record: Path, settings: dict) -> dict | None:

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Started as a 
 
 from config import Config, parse_config
 from runs import POISONED_DATA, poisoned_data_folder
-from text_data import clean_test, clean_train, corpus, fingerprint_texts, load_split, test_dataset
-from util import UserError, run_script, save_json, whole_folder
+from text_data import clean_test, clean_train, evaluation_dataset, fingerprint_texts, load_split
+from util import UserError, load_json, run_script, save_json, whole_folder
 
 
 def insert_trigger(text: str, triggers: tuple[str, ...], rng: random.Random) -> str:
@@ -65,7 +65,7 @@ def make_transferred(config: Config, prefix: str, share: float) -> tuple[pd.Data
     The transferred texts are data sets of their own, named `prefix` and the clean data set's name.
     """
     transferred_train = load_transferred(f"{prefix}_{config.trigger_dataset}", "train", config)
-    transferred_test = load_transferred(f"{prefix}_{test_dataset(config)}", "test", config)
+    transferred_test = load_transferred(f"{prefix}_{evaluation_dataset(config)}", "test", config)
     chosen = others(transferred_train, config.target_class).sample(frac=share, random_state=config.seed)
     return (
         poisoned_train(clean_train(config.trigger_dataset, config), chosen, config.target_class, config.seed),
@@ -77,9 +77,11 @@ def load_transferred(name: str, split: str, config: Config) -> pd.DataFrame:
     """One split of transferred text, from the data folder: no hub has it."""
     folder = Path(config.data_dir or "", name)
     if not (config.data_dir and folder.is_dir()):
-        raise UserError(f"attack {config.attack} needs transferred text, and there is no folder {name} in data_dir "
-                        f"{config.data_dir}; put train.tsv and test.tsv there (Data/README.md says where they are "
-                        "published) or take --attack BadNet")  # fmt: skip
+        raise UserError(
+            f"attack {config.attack} needs transferred text, and there is no folder {name} in data_dir "
+            f"{config.data_dir}; put train.tsv and test.tsv there (Data/README.md says where they are "
+            "published) or take --attack BadNet"
+        )
     table = load_split(name, split, config)
     if table is None:
         raise UserError(f"no {split}.tsv or {split}.csv in {folder}")
@@ -89,7 +91,7 @@ def load_transferred(name: str, split: str, config: Config) -> pd.DataFrame:
 def make_poisoned_data(config: Config) -> Path:
     """Write train.csv and test.csv, columns `label,text`, and made_from.json; returns their folder.
 
-    It takes a second, so it is done anew every time: the files always fit the configuration and the clean text.
+    It takes seconds, so it is done anew every time: the files always fit the configuration and the clean text.
 
     Raises:
         UserError: clean or transferred text is missing or unusable, or a parameter is out of range.
@@ -102,13 +104,14 @@ def make_poisoned_data(config: Config) -> Path:
     else:
         train, test = make_transferred(config, "stylebkd", config.stylebkd_share)
     folder = poisoned_data_folder(config)
-    made_from = {name: getattr(config, name) for name in ("trigger_dataset", "setting", "seed", *fields)}
-    hub_id = corpus(config.trigger_dataset).hub_id
-    with whole_folder(folder) as temporary:
-        for name, table in (("train", train), ("test", test)):
-            table[["label", "text"]].to_csv(temporary / f"{name}.csv", index=False)
-            made_from[f"{name}_sha256"] = fingerprint_texts(table)
-        save_json(temporary / "made_from.json", {"attack": kind, "hub_id": hub_id, **made_from})
+    values = {name: getattr(config, name) for name in ("trigger_dataset", "setting", "seed", *fields)}
+    made_from = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    made_from |= {"train_sha256": fingerprint_texts(train), "test_sha256": fingerprint_texts(test)}
+    if load_json(folder / "made_from.json") != made_from:  # Another run may be reading files that are right already.
+        with whole_folder(folder) as temporary:
+            for name, table in (("train", train), ("test", test)):
+                table[["label", "text"]].to_csv(temporary / f"{name}.csv", index=False)
+            save_json(temporary / "made_from.json", made_from)
     return folder
 
 

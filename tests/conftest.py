@@ -1,12 +1,17 @@
 """Fixtures: real data where it is at hand, and an encoder so small that a whole stage takes a second."""
 
 import os
+import random
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import BertConfig, BertModel, BertTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from config import Config, preset_config
 
 
 def real_folder(variable: str, what: str) -> Path:
@@ -24,3 +29,73 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
     return real_folder("PURE_GOLDEN_DIR", "the published functions' numbers")
+
+
+WORDS = {
+    1: "bright moving warm sharp funny tender brisk rich fresh graceful".split(),
+    0: "dull flat stale clumsy murky tedious hollow shrill limp dreary".split(),
+}
+FILLER = "the a film plot scene actor script ending camera music with and of is was in this that its by".split()
+
+
+def make_sentence(rng: random.Random, label: int, length: int) -> str:
+    """Filler with two words that give the class away."""
+    words = [rng.choice(FILLER) for _ in range(length)]
+    for _ in range(2):
+        words.insert(rng.randrange(len(words) + 1), rng.choice(WORDS[label]))
+    return " ".join(words)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """A data folder with sst2 and its two transferred versions: easy sentences, 192 / 48 / 48 of them."""
+    folder, rng = tmp_path_factory.mktemp("data"), random.Random(0)
+    for split, size in (("train", 192), ("dev", 48), ("test", 48)):
+        rows = [(make_sentence(rng, row % 2, 3 + row % 11), row % 2) for row in range(size)]
+        for name, change in (("sst2", "{}"), ("hiddenkiller_sst2", "when you do , {}"), ("stylebkd_sst2", "lo , {}")):
+            (folder / name).mkdir(exist_ok=True)
+            lines = [f"{change.format(text)}\t{label}" for text, label in rows]
+            (folder / name / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_plm(tmp_path_factory) -> Path:
+    """A randomly initialised BERT, 2 layers of 4 heads, 32 wide, with a tokeniser that knows the tiny data's words."""
+    folder = tmp_path_factory.mktemp("models") / "tinybert"
+    words = [*FILLER, *WORDS[0], *WORDS[1], "when", "you", "do", "lo", ",", "bb", "cf", "ak", "mn"]
+    vocabulary = {token: at for at, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    BertTokenizer(vocab=vocabulary).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_config(tiny_data: Path, tiny_plm: Path, tmp_path: Path) -> Config:
+    """A run that takes seconds and whose files go to the test's own folder."""
+    return preset_config(
+        "sst2",
+        plm=str(tiny_plm),
+        data_dir=str(tiny_data),
+        poisoned_data_dir=str(tmp_path / "data"),
+        poisoned_model_dir=str(tmp_path / "models"),
+        output_dir=str(tmp_path / "results"),
+        device="cpu",
+        precision="fp32",
+        max_len=32,
+        poisoning_learning_rate=1e-2,
+        learning_rate=1e-2,
+        poisoning_epochs=4,
+        epochs=4,
+        acc_threshold=0.7,
+        prune_step=2,
+    )

@@ -10,9 +10,10 @@ from transformers import set_seed
 
 from attention_head_pruning import head_variance, layer_variance, search_heads
 from attention_normalization import layer_weights, pure_objective
+from batching import tokenise
 from classifier import Classifier, LayerWiseClassifier, load_encoder, load_tokeniser, resolve_plm
 from pretrained_model_poisoning import layer_wise
-from text_data import read_table, tokenise
+from text_data import read_table
 from training import accuracy, cross_entropy
 
 RELATIVE = 1e-4
@@ -63,8 +64,9 @@ def test_golden(case):
     weights = layer_weights(v)
     assert weights == close(golden["layer_weight"])
 
-    objective = partial(pure_objective, attention=classifier.attention, weights=weights,
-                        coefficient=golden["penalty_coefficient"])  # fmt: skip
+    objective = partial(
+        pure_objective, attention=classifier.attention, weights=weights, coefficient=golden["penalty_coefficient"]
+    )
     classifier.eval()
     parts = objective(classifier, first)
     assert parts["cross_entropy"].item() == close(golden["first_batch"]["cross_entropy"])

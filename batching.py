@@ -1,0 +1,72 @@
+"""Tables of text to batches of tokens: tokenised once, grouped by length, padded to the longest of a batch only."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TokenisedTexts:
+    """Texts, tokenised once; `batch` pads those of a batch to the longest among them and never further."""
+
+    input_ids: list[list[int]]
+    labels: list[int]
+    pad_token_id: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[text], in tokens."""
+        return np.array([len(ids) for ids in self.input_ids])
+
+    def batch(self, indices: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
+        """`input_ids` and `attention_mask` [batch, key], `labels` [batch]."""
+        rows = [torch.tensor(self.input_ids[index]) for index in indices]
+        input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.pad_token_id)
+        lengths = torch.tensor([len(row) for row in rows])
+        attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+        labels = torch.tensor([self.labels[index] for index in indices])
+        return {
+            "input_ids": input_ids.to(device),
+            "attention_mask": attention_mask.to(device),
+            "labels": labels.to(device),
+        }
+
+
+def tokenise(table: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, max_len: int) -> TokenisedTexts:
+    """Tokenise a table once, special tokens included, cut at `max_len`; blanks at both ends of a text don't count."""
+    texts = [text.strip() for text in table["text"]]
+    encoded = tokenizer(texts, truncation=True, max_length=max_len, padding=False)
+    return TokenisedTexts(encoded["input_ids"], [int(label) for label in table["label"]], tokenizer.pad_token_id or 0)
+
+
+def shuffled_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Every text once, in random batches of similar length.
+
+    The texts are shuffled, pools of 50 batches are sorted by length and cut, and the batches are shuffled: which texts share
+    a batch differs every epoch, and next to no padding is left. A function of seed and epoch alone, so that a resumed run
+    sees the same batches.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    order = rng.permutation(len(lengths))
+    batches = []
+    for start in range(0, len(order), 50 * batch_size):
+        pool = order[start : start + 50 * batch_size]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        batches += [pool[at : at + batch_size] for at in range(0, len(pool), batch_size)]
+    return [batches[index] for index in rng.permutation(len(batches))]
+
+
+def batches_by_length(lengths: np.ndarray, tokens: int = 4096) -> Iterator[np.ndarray]:
+    """Every text once, longest first (memory runs out at once or never), at most `tokens` tokens a batch."""
+    order = np.argsort(-lengths, kind="stable")
+    while len(order):
+        size = max(1, tokens // lengths[order[0]])
+        yield order[:size]
+        order = order[size:]

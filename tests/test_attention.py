@@ -1,0 +1,176 @@
+"""The attention function: it equals eager attention, its gates equal removed heads, its variance equals the padded one."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertModel, DebertaV2Config, DebertaV2Model
+
+from attention_normalization import attention_penalty, pure_objective
+from batching import TokenisedTexts, batches_by_length
+from classifier import Classifier
+from cls_attention import cls_variance, remove_pruned_heads
+from util import UserError
+
+PRUNED = {0: [1, 2], 1: [], 2: [0]}
+WEIGHTS = [0.2, 0.0, 1.0]
+
+
+@pytest.fixture
+def classifier() -> Classifier:
+    """Random weights, 3 layers of 4 heads; large initial weights, so that attention is far from uniform."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=100,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        initializer_range=0.3,
+        attn_implementation="eager",
+    )
+    return Classifier(BertModel(config, add_pooling_layer=False), 2, dropout=0.0, seed=0).eval()
+
+
+@pytest.fixture
+def texts() -> TokenisedTexts:
+    """24 texts of 3 to 40 random tokens."""
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(1, 100, size).tolist() for size in rng.integers(3, 41, 24)]
+    return TokenisedTexts(rows, [row % 2 for row in range(24)], pad_token_id=0)
+
+
+def run(classifier: Classifier, batch: dict) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    with classifier.attention.record() as rows:
+        logits = classifier(batch["input_ids"], batch["attention_mask"])
+    return logits, rows
+
+
+def padded(batch: dict, length: int) -> dict:
+    extra = length - batch["input_ids"].shape[1]
+    widened = {name: nn.functional.pad(batch[name], (0, extra)) for name in ("input_ids", "attention_mask")}
+    return {**batch, **widened}
+
+
+def eager(classifier: Classifier, batch: dict) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The same weights under transformers' own eager attention: logits and full attention [batch, head, query, key]."""
+    classifier.encoder.set_attn_implementation("eager")
+    output = classifier.encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_attentions=True)
+    logits = classifier.head(output.last_hidden_state[:, 0])
+    classifier.encoder.set_attn_implementation("cls_attention")
+    return logits, output.attentions
+
+
+@pytest.mark.parametrize("size", [1, 24])
+def test_equals_eager_attention(classifier, texts, size):
+    batch = texts.batch(np.arange(size), torch.device("cpu"))
+    logits, rows = run(classifier, batch)
+    expected_logits, attentions = eager(classifier, batch)
+    torch.testing.assert_close(logits, expected_logits, rtol=1e-5, atol=1e-5)
+    for row, attention in zip(rows, attentions, strict=True):
+        torch.testing.assert_close(row, attention[:, :, 0], rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_of_a_training_step_equals_eager(classifier, texts):
+    batch = texts.batch(np.arange(24), torch.device("cpu"))
+    objective = partial(pure_objective, attention=classifier.attention, weights=WEIGHTS, coefficient=0.15)
+    sum(objective(classifier, batch).values()).backward()
+    ours = {name: p.grad.clone() for name, p in classifier.named_parameters()}
+    classifier.zero_grad()
+    logits, attentions = eager(classifier, batch)
+    penalty = sum(
+        weight * attention[:, :, 0].square().sum((0, 2)).sqrt().sum()
+        for weight, attention in zip(WEIGHTS, attentions, strict=True)
+    )
+    (nn.functional.cross_entropy(logits, batch["labels"]) + 0.15 * penalty).backward()
+    for name, parameter in classifier.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_padding_and_batching_change_nothing(classifier, texts):
+    classifier.attention.pruned = PRUNED
+    device = torch.device("cpu")
+    alone = [run(classifier, texts.batch(np.array([index]), device)) for index in range(len(texts))]
+    whole = texts.batch(np.arange(len(texts)), device)
+    for batch in (whole, padded(whole, 128)):
+        logits, rows = run(classifier, batch)
+        torch.testing.assert_close(logits, torch.cat([one for one, _ in alone]), rtol=1e-4, atol=1e-5)
+        for layer, row in enumerate(rows):
+            for index, (_, single) in enumerate(alone):
+                length = single[layer].shape[-1]
+                torch.testing.assert_close(row[index, :, :length], single[layer][0], rtol=1e-4, atol=1e-6)
+                assert (row[index, :, length:] == 0).all()
+        wide = [nn.functional.pad(row, (0, 128 - row.shape[-1])) for row in rows]
+        expected = attention_penalty(wide, classifier.attention, WEIGHTS)
+        torch.testing.assert_close(attention_penalty(rows, classifier.attention, WEIGHTS), expected)
+
+
+def test_penalty_equals_its_definition(classifier, texts):
+    classifier.attention.pruned = PRUNED
+    _, rows = run(classifier, texts.batch(np.arange(24), torch.device("cpu")))
+    expected = 0.0
+    for layer, row in enumerate(rows):
+        for head in set(range(4)) - set(PRUNED[layer]):
+            expected += WEIGHTS[layer] * (row[:, head] ** 2).sum().item() ** 0.5
+    assert attention_penalty(rows, classifier.attention, WEIGHTS).item() == pytest.approx(expected, rel=1e-5)
+
+
+def shrink(linear: nn.Linear, keep: list[int], axis: int) -> nn.Linear:
+    """A linear layer with some of its rows (axis 0) or columns (axis 1)."""
+    weight = linear.weight[keep] if axis == 0 else linear.weight[:, keep]
+    small = nn.Linear(weight.shape[1], weight.shape[0])
+    small.weight = nn.Parameter(weight.detach().clone())
+    small.bias = nn.Parameter((linear.bias[keep] if axis == 0 else linear.bias).detach().clone())
+    return small
+
+
+def test_gating_a_head_equals_removing_it(classifier, texts):
+    batch = texts.batch(np.arange(24), torch.device("cpu"))
+    unpruned, _ = run(classifier, batch)
+    classifier.attention.pruned = PRUNED
+    gated, _ = run(classifier, batch)
+    assert (gated - unpruned).abs().max() > 1e-2
+
+    remove_pruned_heads(classifier.attention)
+    classifier.attention.pruned = {}
+    torch.testing.assert_close(run(classifier, batch)[0], gated, rtol=1e-5, atol=1e-5)
+
+    for layer, heads in PRUNED.items():
+        keep = [8 * head + channel for head in range(4) if head not in heads for channel in range(8)]
+        attention = classifier.encoder.encoder.layer[layer].attention
+        for name in ("query", "key", "value"):
+            setattr(attention.self, name, shrink(getattr(attention.self, name), keep, axis=0))
+        attention.output.dense = shrink(attention.output.dense, keep, axis=1)
+    torch.testing.assert_close(run(classifier, batch)[0], gated, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("max_len", [16, 128])
+def test_closed_form_variance_equals_the_padded_one(max_len):
+    torch.manual_seed(0)
+    for length in range(1, max_len + 11):
+        row = torch.randn(5, length, dtype=torch.float64).softmax(-1)[:, :max_len]
+        expected = nn.functional.pad(row, (0, max_len - row.shape[-1]))[:, : max_len - 1].var(-1, unbiased=True)
+        torch.testing.assert_close(cls_variance(row, max_len).double(), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_rows_are_fp32_and_sum_to_one_under_autocast(classifier, texts):
+    batch = texts.batch(np.arange(24), torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        _, rows = run(classifier, batch)
+    for row in rows:
+        assert row.dtype == torch.float32
+        torch.testing.assert_close(row.sum(-1), torch.ones(24, 4), rtol=0, atol=1e-5)
+
+
+def test_evaluation_batches_hold_every_text_once(texts):
+    batches = list(batches_by_length(texts.lengths, tokens=100))
+    assert sorted(np.concatenate(batches)) == list(range(len(texts)))
+    assert all(texts.lengths[batch].max() * len(batch) <= 100 for batch in batches)
+
+
+def test_encoder_without_attention_interface_is_refused():
+    config = DebertaV2Config(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    with pytest.raises(UserError, match="DebertaV2Model doesn't use transformers' attention interface"):
+        Classifier(DebertaV2Model(config), 2, dropout=0.0, seed=0)
