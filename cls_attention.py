@@ -8,9 +8,11 @@ that belong to it are multiplied by zeros.
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -56,7 +58,13 @@ class ClsAttention:
 
 def cls_attention_forward(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
     """Attention function; query, key, value are [batch, head, token, channel], the output [batch, token, head, channel]."""
-    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    attend = partial(sdpa_attention_forward, dropout=dropout, scaling=scaling, **kwargs)
+    if dropout > 0 and query.device.type != "cuda" and query.shape[2] > query.shape[3]:
+        # Off CUDA no fused kernel knows dropout, and PyTorch would keep [query, key] matrices for the backward pass. Where
+        # they are larger than the query itself they are computed again instead, with the same dropout.
+        output, _ = checkpoint(attend, module, query, key, value, attention_mask, use_reentrant=False)
+    else:
+        output, _ = attend(module, query, key, value, attention_mask)
     shared: ClsAttention = module.cls_attention
     if not hasattr(module, "cls_attention_layer"):  # Only in the pass that `install_cls_attention` makes.
         module.cls_attention_layer = len(shared.num_heads)

@@ -20,6 +20,9 @@ LABEL_WORDS = {"negative": 0, "positive": 1}
 SPLIT_FILES = {"train": ("train",), "validation": ("dev", "validation", "valid"), "test": ("test",)}
 NUM_LABELS = 2
 
+OWN_DATA = Path(__file__).resolve().parent / "Data"
+"""Folder of the data sets that come with the project."""
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -37,6 +40,7 @@ class Corpus:
 
 
 CORPORA = {
+    "reviews": Corpus("reviews"),
     "sst2": Corpus("sst2", "SetFit/sst2"),
     "sst2_glue": Corpus("sst2", "stanfordnlp/sst2", test_from="sst2"),
     "imdb": Corpus("imdb", "stanfordnlp/imdb", max_len=256),
@@ -111,6 +115,12 @@ def normalise(table: pd.DataFrame, source: str) -> pd.DataFrame:
     return pd.DataFrame({"label": labels.astype(int), "text": texts})
 
 
+def find_folder(name: str, config: Config) -> Path | None:
+    """Folder of a data set's files: in the data folder, or among those that come with the project."""
+    places = [Path(config.data_dir)] if config.data_dir else []
+    return next((place / name for place in [*places, OWN_DATA] if (place / name).is_dir()), None)
+
+
 def load_split(name: str, split: str, config: Config) -> pd.DataFrame | None:
     """One split (train, validation, test) of a data set, from the data folder or else the hub.
 
@@ -119,8 +129,8 @@ def load_split(name: str, split: str, config: Config) -> pd.DataFrame | None:
     Raises:
         UserError: the data set is in neither place, or its files are unusable.
     """
-    folder = Path(config.data_dir) / name if config.data_dir else None
-    if folder is None or not folder.is_dir():
+    folder = find_folder(name, config)
+    if folder is None:
         return load_hub_split(name, split, config)
     files = {file.stem: file for file in sorted(folder.iterdir()) if file.suffix in (".tsv", ".csv")}
     if not files:

@@ -15,7 +15,7 @@ from transformers import get_linear_schedule_with_warmup, set_seed
 from batching import TokenisedTexts, batches_by_length, shuffled_batches
 from classifier import Classifier
 from config import Config
-from util import UserError, write_whole
+from util import UserError, remove_stale, write_whole
 
 Objective = Callable[[nn.Module, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 """Model and batch to the named parts of a loss, which are summed."""
@@ -69,8 +69,7 @@ def fine_tune(
         history = saved["history"]
         print(f"  {description}: {len(history['seconds'])} of {epochs} epochs were done already")
 
-    for stale in checkpoint.parent.glob(f".{checkpoint.name}.*"):  # Half a checkpoint, of a run killed as it wrote one.
-        stale.unlink()
+    remove_stale(checkpoint)
     model.train()
     for epoch in range(len(history["seconds"]), epochs):
         started = time.perf_counter()

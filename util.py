@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -123,11 +124,19 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise unwritable(path.parent, error) from None
 
 
+def remove_stale(path: Path, older_than: float = 0) -> None:
+    """Remove the halves that a killed run left beside `path`, if they were not touched for `older_than` seconds."""
+    for half in path.parent.glob(f".{path.name}.*"):
+        if time.time() - half.stat().st_mtime >= older_than:
+            shutil.rmtree(half) if half.is_dir() else half.unlink()
+
+
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """An empty temporary folder to fill; it takes the place of `path` when the block ends without an exception."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(path, older_than=3600)  # Younger ones may belong to another run that makes the same data.
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
         raise unwritable(path.parent, error) from None

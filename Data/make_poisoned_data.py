@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Started as a 
 
 from config import Config, parse_config
 from runs import POISONED_DATA, poisoned_data_folder
-from text_data import clean_test, clean_train, evaluation_dataset, fingerprint_texts, load_split
+from text_data import clean_test, clean_train, evaluation_dataset, find_folder, fingerprint_texts, load_split
 from util import UserError, load_json, run_script, save_json, whole_folder
 
 
@@ -74,13 +74,12 @@ def make_transferred(config: Config, prefix: str, share: float) -> tuple[pd.Data
 
 
 def load_transferred(name: str, split: str, config: Config) -> pd.DataFrame:
-    """One split of transferred text, from the data folder: no hub has it."""
-    folder = Path(config.data_dir or "", name)
-    if not (config.data_dir and folder.is_dir()):
+    """One split of transferred text, from a folder: no hub has it."""
+    folder = find_folder(name, config)
+    if folder is None:
         raise UserError(
-            f"attack {config.attack} needs transferred text, and there is no folder {name} in data_dir "
-            f"{config.data_dir}; put train.tsv and test.tsv there (Data/README.md says where they are "
-            "published) or take --attack BadNet"
+            f"attack {config.attack} needs transferred text, and there is no folder {name} in data_dir {config.data_dir}; "
+            "put train.tsv and test.tsv there (Data/README.md says where they are published) or take --attack BadNet"
         )
     table = load_split(name, split, config)
     if table is None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel, DebertaV2Config, DebertaV2Model
+from transformers import BertConfig, BertModel, DebertaV2Config, DebertaV2Model, set_seed
 
 from attention_normalization import attention_penalty, pure_objective
 from batching import TokenisedTexts, batches_by_length
@@ -153,6 +153,39 @@ def test_closed_form_variance_equals_the_padded_one(max_len):
         row = torch.randn(5, length, dtype=torch.float64).softmax(-1)[:, :max_len]
         expected = nn.functional.pad(row, (0, max_len - row.shape[-1]))[:, : max_len - 1].var(-1, unbiased=True)
         torch.testing.assert_close(cls_variance(row, max_len).double(), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_training_keeps_no_query_by_key_matrix(texts):
+    """With attention dropout, on long texts, nothing kept for the backward pass has one entry per query and key."""
+    config = BertConfig(
+        vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, attention_probs_dropout_prob=0.5
+    )
+    classifier = Classifier(BertModel(config, add_pooling_layer=False), 2, dropout=0.1, seed=0).train()
+    batch = padded(texts.batch(np.arange(8), torch.device("cpu")), 77)
+    shapes = []
+
+    def keep(tensor):
+        shapes.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = run(classifier, batch)[0].square().sum()
+    assert shapes and not [shape for shape in shapes if shape[-2:] == (77, 77) and shape[:2] == (8, 4)]
+    loss.backward()
+
+
+def test_computing_attention_again_changes_no_gradient(texts, monkeypatch):
+    gradients = []
+    for again in (True, False):
+        if not again:
+            monkeypatch.setattr("cls_attention.checkpoint", lambda function, *args, use_reentrant: function(*args))
+        torch.manual_seed(0)
+        config = BertConfig(vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+        classifier = Classifier(BertModel(config, add_pooling_layer=False), 2, dropout=0.1, seed=0).train()
+        set_seed(1)
+        run(classifier, texts.batch(np.arange(24), torch.device("cpu")))[0].square().sum().backward()
+        gradients.append([parameter.grad for parameter in classifier.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_rows_are_fp32_and_sum_to_one_under_autocast(classifier, texts):

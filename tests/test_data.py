@@ -133,7 +133,9 @@ def test_single_file_is_divided(tmp_path):
 
 def test_data_set_that_is_nowhere(tmp_path):
     config = preset_config("sst2", data_dir=str(tmp_path))
-    with pytest.raises(UserError, match=r"data set nosuch isn't there: no folder nosuch in data_dir .* known: sst2, "):
+    with pytest.raises(
+        UserError, match=r"data set nosuch isn't there: no folder nosuch in data_dir .* known: reviews, sst2, "
+    ):
         load_split("nosuch", "train", config)
 
 
