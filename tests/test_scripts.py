@@ -120,6 +120,17 @@ def test_purified_model_is_what_was_measured(tiny_config):
         torch.testing.assert_close(classifier.head(states), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_results_table(tiny_config):
+    summary = run_all_script.run_all(tiny_config)
+    code, output, errors = run("results_table.py", tiny_config.output_dir)
+    assert code == 0, errors
+    cells = [cell.strip() for cell in output.splitlines()[2].split("|")[1:-1]]
+    assert cells[:5] == ["BadNet", "tinybert", "sst2", "sst2", "11"]
+    models = summary["models"]
+    assert cells[5:8] == [f"{models[name]['ACC']:.3f} / {models[name]['LFR']:.3f}" for name in models]
+    assert cells[8] == f"{summary['heads_pruned']} of 8"
+
+
 def test_encoder_from_elsewhere(tiny_config):
     config = replace(tiny_config, poisoned_model=tiny_config.plm)
     summary = run_all_script.run_all(config)
