@@ -10,16 +10,19 @@ import time
 from collections.abc import Callable
 
 import torch
+from accelerate import Accelerator
 from tqdm import tqdm
 
 from batching import TokenisedTexts, batches_by_length
 from classifier import Classifier, load_encoder, save_classifier
 from cls_attention import Heads, cls_variance
 from config import Config, parse_config
-from runs import DEFENCE_FIELDS, load_defender_inputs, run_folder, stage_settings
+from runs import DEFENCE_FIELDS, DefenderInputs, command, load_defender_inputs, run_folder, stage_settings
 from text_data import NUM_LABELS
 from training import accuracy, cross_entropy, fine_tune, measure
-from util import UserError, finished_stage, make_accelerator, require_writable, run_script, save_json
+from util import UserError, finished_stage, load_json, make_accelerator, require_writable, run_script, save_json
+
+RECORD = "attention_head_pruning.json"
 
 
 @torch.inference_mode()
@@ -104,6 +107,28 @@ def layer_variance(classifier: Classifier, texts: TokenisedTexts, max_len: int) 
     return [float(variance[layer][kept[layer]].mean()) for layer in range(len(variance))]
 
 
+def pruning_settings(config: Config, inputs: DefenderInputs, accelerator: Accelerator) -> dict:
+    """All that the pruned heads depend on."""
+    fields = (*DEFENCE_FIELDS, "acc_threshold", "prune_step")
+    return stage_settings(config, fields, accelerator, fingerprints=inputs.fingerprints)
+
+
+def load_pruned_heads(config: Config, inputs: DefenderInputs, accelerator: Accelerator) -> tuple[Heads, list[float]]:
+    """Pruned heads and v, as `prune_heads` left them.
+
+    Raises:
+        UserError: it has not run, or with other settings, data or encoder.
+    """
+    path = run_folder(config) / RECORD
+    record = load_json(path)
+    if record is None or record["settings"] != pruning_settings(config, inputs, accelerator):
+        what = (
+            f"no pruned heads in {path}" if record is None else f"the pruned heads in {path} are of other settings or data"
+        )
+        raise UserError(f"{what}; prune them with: {command('attention_head_pruning.py', config)}")
+    return {int(layer): heads for layer, heads in record["pruned_heads"].items()}, record["layer_variance"]
+
+
 def prune_heads(config: Config) -> dict:
     """Fine-tune, measure Var, prune, measure v; write the fine-tuned model and attention_head_pruning.json.
 
@@ -119,10 +144,9 @@ def prune_heads(config: Config) -> dict:
     require_writable(config.output_dir)
     accelerator = make_accelerator(config.device, config.precision)
     inputs = load_defender_inputs(config)
-    tuning = stage_settings(config, DEFENCE_FIELDS, accelerator, fingerprints=inputs.fingerprints)
-    settings = {**tuning, "acc_threshold": config.acc_threshold, "prune_step": config.prune_step}
-    record_path = folder / "attention_head_pruning.json"
-    finished = finished_stage(record_path, settings)
+    settings = pruning_settings(config, inputs, accelerator)
+    record_path = folder / RECORD
+    finished = finished_stage(record_path, settings, folder / "fine_tuned_model")
     if finished and not config.overwrite:
         print(f"the heads are pruned already: {record_path}")
         return finished
@@ -138,7 +162,7 @@ def prune_heads(config: Config) -> dict:
         config=config,
         accelerator=accelerator,
         checkpoint=checkpoint,
-        settings=tuning,
+        settings=stage_settings(config, DEFENCE_FIELDS, accelerator, fingerprints=inputs.fingerprints),
         description="fine-tuning on clean data",
     )
     started = time.perf_counter()

@@ -9,13 +9,14 @@ from functools import partial
 import torch
 from torch import nn
 
+from attention_head_pruning import load_pruned_heads
 from classifier import Classifier, load_encoder, save_classifier
 from cls_attention import ClsAttention
 from config import Config, parse_config
-from runs import DEFENCE_FIELDS, command, load_defender_inputs, run_folder, stage_settings
+from runs import DEFENCE_FIELDS, load_defender_inputs, run_folder, stage_settings
 from text_data import NUM_LABELS
 from training import accuracy, cross_entropy, fine_tune, measure
-from util import UserError, finished_stage, load_json, make_accelerator, require_writable, run_script, save_json
+from util import finished_stage, make_accelerator, require_writable, run_script, save_json
 
 
 def layer_weights(layer_variance: list[float]) -> list[float]:
@@ -70,24 +71,18 @@ def normalise_attention(config: Config) -> dict:
     require_writable(config.output_dir)
     accelerator = make_accelerator(config.device, config.precision)
     inputs = load_defender_inputs(config)
-    pruning_path = folder / "attention_head_pruning.json"
-    pruning = load_json(pruning_path)
-    if pruning is None:
-        raise UserError(
-            f"no pruned heads in {pruning_path}; prune them with: {command('attention_head_pruning.py', config)}"
-        )
-    pruned = {int(layer): heads for layer, heads in pruning["pruned_heads"].items()}
-    weights = layer_weights(pruning["layer_variance"])
+    pruned, layer_variance = load_pruned_heads(config, inputs, accelerator)
+    weights = layer_weights(layer_variance)
     settings = stage_settings(
         config,
         (*DEFENCE_FIELDS, "penalty_coefficient"),
         accelerator,
         fingerprints=inputs.fingerprints,
-        pruned_heads=pruning["pruned_heads"],
+        pruned_heads={str(layer): heads for layer, heads in pruned.items()},
         layer_weight=weights,
     )
     record_path = folder / "attention_normalization.json"
-    finished = finished_stage(record_path, settings)
+    finished = finished_stage(record_path, settings, folder / "purified_model")
     if finished and not config.overwrite:
         print(f"the model is purified already: {record_path}")
         return finished

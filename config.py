@@ -41,7 +41,7 @@ class Config:
     plm: str = "bert-base-uncased"
     """Pre-trained encoder to poison: `minilm` (all-MiniLM-L6-v2 from pip), a folder, or a hub id (paper: bert-base-uncased)."""
     poisoned_model: str | None = None
-    """Folder or hub id of an encoder that is poisoned already; it takes the place of the poisoning stage."""
+    """Folder or hub id of an encoder that is poisoned already; it takes the place of the poisoning stage. The attack then only says which triggers LFR is measured with."""
     seed: int = 11
     """Random state of the poisoned rows, the classification heads, the order of texts and dropout (paper: 11 to 15)."""
 

@@ -14,7 +14,7 @@ from torch import nn
 from batching import tokenise
 from classifier import Classifier, LayerWiseClassifier, load_encoder, load_tokeniser, resolve_plm
 from config import Config, parse_config
-from runs import POISONED_DATA, POISONING_FIELDS, poisoned_model_folder, read_poisoned, stage_settings
+from runs import POISONED_DATA, POISONING_FIELDS, fingerprint_encoder, poisoned_model_folder, read_poisoned, stage_settings
 from text_data import NUM_LABELS, clean_test, corpus, fingerprint_texts
 from training import cross_entropy, fine_tune, measure
 from util import finished_stage, make_accelerator, require_writable, run_script, save_json, whole_folder
@@ -44,15 +44,15 @@ def poison(config: Config) -> dict:
     accelerator = make_accelerator(config.device, config.precision)
     train, test, poisoned = read_poisoned(config, "train"), clean_test(config), read_poisoned(config, "test")
     tables = {"train": train, "clean_test": test, "poisoned_test": poisoned}
-    fingerprints = {name: fingerprint_texts(table) for name, table in tables.items()}
+    source = resolve_plm(config.plm)
+    fingerprints = {name: fingerprint_texts(table) for name, table in tables.items()} | {"plm": fingerprint_encoder(source)}
     fields = (*POISONING_FIELDS, *POISONED_DATA[config.attack][1])
     settings = stage_settings(config, fields, accelerator, fingerprints=fingerprints)
-    finished = finished_stage(folder / "poisoning.json", settings)
+    finished = finished_stage(folder / "poisoning.json", settings, folder)
     if finished and not config.overwrite:
         print(f"the poisoned encoder is there already: {folder}")
         return finished
 
-    source = resolve_plm(config.plm)
     tokeniser = load_tokeniser(source)
     max_len = config.poisoning_max_len or corpus(config.trigger_dataset).max_len
     classifier = Classifier(load_encoder(source), NUM_LABELS, config.classifier_dropout, config.seed)

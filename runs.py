@@ -5,6 +5,7 @@ preset has: no experiment overwrites or reads another's files.
 """
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,33 +48,40 @@ DEFENCE_FIELDS = ("epochs", "learning_rate", "clean_dataset", "split_seed", *TRA
 IN_FOLDER_NAME = ("preset", "attack", "plm", "poisoned_model", "trigger_dataset", "clean_dataset", "seed")
 
 
-def slug(name: str) -> str:
-    """A name, path or hub id as part of a folder's name."""
-    return Path(name).name if Path(name).exists() else name.replace("/", "-")
+def encoder_name(source: str) -> str:
+    """An encoder's name, hub id or folder as part of a folder's name; two folders of one name stay apart."""
+    if not Path(source).is_dir():
+        return source.replace("/", "-")
+    path = Path(source).resolve()
+    return f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
+
+
+def attacked_data(config: Config) -> str:
+    """The attacker's data as part of a folder's name: train set, and test set if that is another's."""
+    test = evaluation_dataset(config)
+    return config.trigger_dataset if test == config.trigger_dataset else f"{config.trigger_dataset}-{test}"
 
 
 def poisoned_data_folder(config: Config) -> Path:
     """Folder of train.csv and test.csv; BadNet and LayerWise share theirs."""
     kind, fields = POISONED_DATA[config.attack]
-    test = evaluation_dataset(config)
-    data = slug(config.trigger_dataset) if test == config.trigger_dataset else f"{slug(config.trigger_dataset)}-{test}"
-    name = f"{config.preset}_{kind}_{data}_seed{config.seed}{changed_from_preset(config, fields)}"
+    name = f"{config.preset}_{kind}_{attacked_data(config)}_seed{config.seed}{changed_from_preset(config, fields)}"
     return Path(config.poisoned_data_dir) / name
 
 
 def poisoned_model_folder(config: Config) -> Path:
     """Folder of the encoder that the poisoning stage writes."""
     _, data_fields = POISONED_DATA[config.attack]
-    fields = tuple(field for field in (*POISONING_FIELDS, *data_fields) if field not in IN_FOLDER_NAME)
-    name = f"{config.preset}_{config.attack}_{slug(config.plm)}_{slug(config.trigger_dataset)}_seed{config.seed}"
+    fields = tuple(field for field in (*POISONING_FIELDS, "precision", *data_fields) if field not in IN_FOLDER_NAME)
+    name = f"{config.preset}_{config.attack}_{encoder_name(config.plm)}_{attacked_data(config)}_seed{config.seed}"
     return Path(config.poisoned_model_dir) / f"{name}{changed_from_preset(config, fields)}"
 
 
 def run_folder(config: Config) -> Path:
     """Folder of everything that a run writes after the poisoned encoder."""
     fields = tuple(field.name for field in dataclasses.fields(config) if field.name not in (*NOT_SETTINGS, *IN_FOLDER_NAME))
-    encoder = slug(config.poisoned_model or config.plm)
-    data = f"{slug(config.trigger_dataset)}-{slug(config.clean_dataset)}"
+    encoder = encoder_name(config.poisoned_model or config.plm)
+    data = f"{config.trigger_dataset}-{config.clean_dataset}"
     name = f"{config.preset}_{config.attack}_{encoder}_{data}_seed{config.seed}"
     return Path(config.output_dir) / f"{name}{changed_from_preset(config, fields)}"
 
@@ -95,6 +103,12 @@ def stage_settings(config: Config, fields: tuple[str, ...], accelerator: Acceler
     chosen = {field: getattr(config, field) for field in dict.fromkeys(fields)}
     chosen = {name: list(value) if isinstance(value, tuple) else value for name, value in chosen.items()}
     return {**chosen, "mixed_precision": accelerator.mixed_precision, **inputs}
+
+
+def fingerprint_encoder(source: str) -> str:
+    """SHA-256 of an encoder's weights in a folder; the id of one on the hub."""
+    weights = sorted(Path(source).glob("*.safetensors"))
+    return " ".join(map(fingerprint, weights)) if weights else source
 
 
 def read_poisoned(config: Config, split: str) -> pd.DataFrame:
@@ -143,7 +157,6 @@ def load_defender_inputs(config: Config) -> DefenderInputs:
         "poisoned_test": read_poisoned(config, "test"),
     }
     fingerprints = {name: fingerprint_texts(table) for name, table in tables.items()}
-    weights = sorted(Path(encoder).glob("*.safetensors"))
-    fingerprints["encoder"] = " ".join(map(fingerprint, weights)) if weights else encoder
+    fingerprints["encoder"] = fingerprint_encoder(encoder)
     texts = {name: tokenise(table, tokeniser, config.max_len) for name, table in tables.items()}
     return DefenderInputs(encoder, tokeniser, **texts, fingerprints=fingerprints)

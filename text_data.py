@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from config import Config
-from util import UserError
+from util import UserError, first_line
 
 TEXT_COLUMNS = ("text", "sentence", "sentences", "content", "review")
 LABEL_COLUMNS = ("label", "labels", "sentiment")
@@ -61,7 +62,8 @@ def read_table(path: Path) -> pd.DataFrame:
     file quotes are plain text; in a CSV file they quote. HTML line breaks become blanks.
 
     Raises:
-        UserError: missing, empty, not UTF-8, no text or label column, a label outside the classes.
+        UserError: missing, empty, not UTF-8, not a table, no text or label column, a label outside the classes, or texts that
+            are mostly empty.
     """
     try:
         raw = path.read_bytes()
@@ -77,15 +79,17 @@ def read_table(path: Path) -> pd.DataFrame:
         ) from None
     separator, quoting = ("\t", csv.QUOTE_NONE) if path.suffix == ".tsv" else (",", csv.QUOTE_MINIMAL)
     try:
-        table = pd.read_csv(
-            io.StringIO(content), sep=separator, quoting=quoting, dtype=str, keep_default_na=False, index_col=False
-        )
+        with warnings.catch_warnings():
+            # Pandas cuts off the last field of rows that are all too long, and merely warns.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                io.StringIO(content), sep=separator, quoting=quoting, dtype=str, keep_default_na=False, index_col=False
+            )
     except pd.errors.EmptyDataError:
         raise UserError(f"{path} is empty; expected a header line and one labelled text per line") from None
-    except pd.errors.ParserError as error:
-        raise UserError(
-            f"{path} is not a table of {'tab' if separator == chr(9) else 'comma'}-separated columns: {error}"
-        ) from None
+    except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
+        kind = "tab" if path.suffix == ".tsv" else "comma"
+        raise UserError(f"{path} is not a table of {kind}-separated columns: {first_line(error)}") from None
     return normalise(table, str(path))
 
 
@@ -112,6 +116,12 @@ def normalise(table: pd.DataFrame, source: str) -> pd.DataFrame:
             f"{NUM_LABELS - 1}, or {' or '.join(LABEL_WORDS)} ({int(wrong.sum())} such labels)"
         )
     texts = table[text_column].astype(str).str.replace(re.compile(r"<br\s*/?>"), " ", regex=True)
+    empty = texts.str.strip() == ""
+    if empty.mean() > 0.5:  # A few are found in published files too.
+        raise UserError(
+            f"{source}: {int(empty.sum())} of {len(texts)} texts are empty, text {int(np.argmax(empty)) + 1} is the first; "
+            "is this the right column?"
+        )
     return pd.DataFrame({"label": labels.astype(int), "text": texts})
 
 

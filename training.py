@@ -49,18 +49,19 @@ def fine_tune(
     there with the same result, bit for bit on a CPU. The caller removes the checkpoint once it has kept the result.
 
     Returns:
-        `steps`: name of each part of the loss to its value per step; `seconds`: time of each epoch.
+        `losses`: name of each part of the loss to its value per step; `seconds`: time of each epoch.
 
     Raises:
         UserError: the loss is not finite.
     """
     trained, device = model, accelerator.device
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=device.type in ("cpu", "cuda"))
     model, optimizer = accelerator.prepare(model, optimizer)
     steps = -(-len(texts) // config.batch_size) * epochs
     schedule = get_linear_schedule_with_warmup(optimizer, num_warmup_steps=0, num_training_steps=steps)
 
-    history = {"steps": {}, "seconds": []}
+    history = {"losses": {}, "seconds": []}
     saved = load_checkpoint(checkpoint, settings)
     if saved:
         trained.load_state_dict(saved["model"])
@@ -93,11 +94,11 @@ def fine_tune(
                     bar.set_postfix(loss=f"{require_finite(losses[-REPORT_EVERY:], learning_rate, description):.3f}")
         for name in losses[0]:
             values = torch.stack([parts[name] for parts in losses]).tolist()
-            history["steps"].setdefault(name, []).extend(values)
+            history["losses"].setdefault(name, []).extend(float(f"{value:.6g}") for value in values)
         seconds = time.perf_counter() - started
         history["seconds"].append(round(seconds, 2))
         means = ", ".join(
-            f"{name.replace('_', ' ')} {np.mean(history['steps'][name][-len(losses) :]):.3f}" for name in losses[0]
+            f"{name.replace('_', ' ')} {np.mean(history['losses'][name][-len(losses) :]):.3f}" for name in losses[0]
         )
         print(f"  {description}, epoch {epoch + 1} of {epochs}: {means}, {len(texts) / seconds:.0f} texts/s")
         state = {

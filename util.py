@@ -1,6 +1,7 @@
 """What every script shares: errors, seeds, device and precision, files that appear whole or not at all."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -85,7 +86,8 @@ def has_native_bf16(device: torch.device) -> bool:
     """Whether bf16 matrix products run in hardware: they are slower than fp32 where they are emulated."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    capabilities = torch.cpu.get_capabilities()
+    return device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def save_json(path: Path, content: dict) -> None:
@@ -126,7 +128,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 def remove_stale(path: Path, older_than: float = 0) -> None:
     """Remove the halves that a killed run left beside `path`, if they were not touched for `older_than` seconds."""
-    for half in path.parent.glob(f".{path.name}.*"):
+    for half in path.parent.glob(f".{glob.escape(path.name)}.*"):
         if time.time() - half.stat().st_mtime >= older_than:
             shutil.rmtree(half) if half.is_dir() else half.unlink()
 
@@ -165,10 +167,10 @@ def unwritable(folder: Path, error: OSError) -> UserError:
     )
 
 
-def finished_stage(record: Path, settings: dict) -> dict | None:
-    """What a finished stage left, or None when it has to run: not finished, or finished with other settings."""
+def finished_stage(record: Path, settings: dict, product: Path) -> dict | None:
+    """The record of a finished stage, or None when it has to run: not finished, with other settings, or its product gone."""
     content = load_json(record)
-    return content if content and content.get("settings") == settings else None
+    return content if content and content.get("settings") == settings and product.exists() else None
 
 
 def fingerprint(path: Path) -> str:

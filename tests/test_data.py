@@ -101,6 +101,13 @@ def test_words_that_look_like_missing_values_stay_text(tmp_path):
         ("d.tsv", "sentence\tclass\nso good\t1\n", "has no label column: found 'sentence', 'class'"),
         ("e.tsv", "sentence\tlabel\nso good\t1\nbad\t2\n", "label '2' of text 2 is outside the classes; expected 0 to 1"),
         ("f.tsv", "sentence\tlabel\nso good\tgreat\n", "label 'great' of text 1 is outside the classes"),
+        ("h.tsv", "label\ttext\n1\tso good\n0\tbad\tworse\n", "is not a table of tab-separated columns: .*line 3, saw 3"),
+        ("i.tsv", "label\ttext\n1\tso\tgood\n", "is not a table of tab-separated columns"),
+        (
+            "j.tsv",
+            "label\ttext\n1\tso good\n0\n0\t  \n",
+            "2 of 3 texts are empty, text 2 is the first; is this",
+        ),
         ("g.tsv", "sentence\tlabel\nso good\t1\ncaf\xe9\t0\n".encode("latin1"), "is not UTF-8: byte 0xe9 in line 3"),
     ],
 )

@@ -75,7 +75,7 @@ def test_each_stage_as_a_script(tiny_config):
     assert len(pruning["variance"]) == 2 and len(pruning["variance"][0]) == 4 and len(pruning["layer_variance"]) == 2
     assert pruning["steps"] and {"action", "heads", "pruned", "accuracy"} == set(pruning["steps"][0])
     normalisation = json.loads((folder / "attention_normalization.json").read_text())
-    assert set(normalisation["training"]["steps"]) == {"cross_entropy", "attention_penalty"}
+    assert set(normalisation["training"]["losses"]) == {"cross_entropy", "attention_penalty"}
     assert not list(folder.rglob("*checkpoint*")) and not list(folder.rglob(".*"))
 
 
@@ -125,7 +125,7 @@ def test_results_table(tiny_config):
     code, output, errors = run("results_table.py", tiny_config.output_dir)
     assert code == 0, errors
     cells = [cell.strip() for cell in output.splitlines()[2].split("|")[1:-1]]
-    assert cells[:5] == ["BadNet", "tinybert", "sst2", "sst2", "11"]
+    assert cells[:5] == ["BadNet", Path(tiny_config.plm).name, "sst2", "sst2", "11"]
     models = summary["models"]
     assert cells[5:8] == [f"{models[name]['ACC']:.3f} / {models[name]['LFR']:.3f}" for name in models]
     assert cells[8] == f"{summary['heads_pruned']} of 8"
@@ -224,6 +224,11 @@ def test_stages_say_what_is_missing(tiny_config):
     config = replace(tiny_config, poisoned_model=tiny_config.plm)
     make_poisoned_data(config)
     with pytest.raises(UserError, match=r"no pruned heads in .* python attention_head_pruning\.py --preset sst2"):
+        normalise_attention(config)
+    prune_heads(config)
+    with (Path(config.poisoned_data_dir) / "sst2_RareWord_sst2_seed11/test.csv").open("a") as file:
+        file.write("1,a warm film\n")
+    with pytest.raises(UserError, match=r"the pruned heads in .* are of other settings or data; prune them with"):
         normalise_attention(config)
 
 

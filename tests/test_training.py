@@ -120,7 +120,7 @@ def tune(parts, config, checkpoint, epochs, learning_rate=1e-2, settings=None):
 
 def test_fine_tuning_learns_and_records_every_step(parts, tiny_config, tmp_path):
     history = tune(parts, tiny_config, tmp_path / "c.pt", epochs=6)
-    assert len(history["steps"]["cross_entropy"]) == 6 * 6 and len(history["seconds"]) == 6
+    assert len(history["losses"]["cross_entropy"]) == 6 * 6 and len(history["seconds"]) == 6
     assert accuracy(parts[0], parts[1]) > 0.9
     assert [path.name for path in tmp_path.glob("*.pt")] == ["c.pt"]
 
