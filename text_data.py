@@ -62,8 +62,8 @@ def read_table(path: Path) -> pd.DataFrame:
     file quotes are plain text; in a CSV file they quote. HTML line breaks become blanks.
 
     Raises:
-        UserError: missing, empty, not UTF-8, not a table, no text or label column, a label outside the classes, or texts that
-            are mostly empty.
+        UserError: missing, empty, not UTF-8, not a table, no text or label column, a label outside the classes, most texts
+            empty.
     """
     try:
         raw = path.read_bytes()
