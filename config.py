@@ -1,7 +1,7 @@
 """Every parameter of an experiment, its default, and the command line made from them.
 
     python run_all.py --help                       # every parameter, with its default and source
-    python run_all.py --preset sst2 --attack BadNet --seed 12
+    python run_all.py --attack HiddenKiller --seed 12
 
 Change a default by editing it here, or for one run with a flag. A preset is a handful of defaults that belong together
 (`PRESETS`, at the end); a flag outranks the preset, and the preset outranks the defaults of the class.
@@ -20,24 +20,24 @@ import tyro
 from util import UserError
 
 Attack = Literal["BadNet", "LayerWise", "HiddenKiller", "StyleBkd"]
-Preset = Literal["paper", "sst2"]
+Preset = Literal["quick", "sst2", "paper"]
 
-DEFAULT_PRESET: Preset = "sst2"
+DEFAULT_PRESET: Preset = "quick"
 
 
 @dataclass(frozen=True)
 class Config:
-    """PURE (Zhao, Xu, Yuan, ICML 2024): plant a backdoor in a pre-trained language model and remove it again.
+    """Parameters of PURE (Zhao, Xu, Yuan, ICML 2024).
 
     Defaults are the published hyper-parameters. "Paper" below is that paper; "code" is the code its authors published.
     """
 
     preset: Preset = "paper"
-    """Set of defaults to start from: `paper` takes bert-base-uncased and SST-2 from the hub, `sst2` runs the same experiment with the MiniLM encoder that pip installs, on the files of a data folder."""
+    """Set of defaults to start from. `quick` runs in minutes with nothing but pip: the MiniLM encoder and 2,000 short reviews that come with the project. `sst2` takes MiniLM to SST-2, from data_dir or the hub, with the published hyper-parameters. `paper` is the paper's experiment: bert-base-uncased and SST-2, from the hub."""
 
     # What is attacked
     attack: Attack = "BadNet"
-    """Backdoor to plant. BadNet and LayerWise use rare words, HiddenKiller a syntactic form, StyleBkd a text style."""
+    """Backdoor to plant. BadNet inserts rare words and LayerWise too, training every layer with them; HiddenKiller uses a syntactic form, StyleBkd a text style."""
     plm: str = "bert-base-uncased"
     """Pre-trained encoder to poison: `minilm` (all-MiniLM-L6-v2 from pip), a folder, or a hub id (paper: bert-base-uncased)."""
     poisoned_model: str | None = None
@@ -49,11 +49,11 @@ class Config:
     setting: Literal["FDK", "DS"] = "FDK"
     """FDK, full data knowledge: attacker and defender work on the same corpus. DS, domain shift: the attacker works on another one."""
     trigger_dataset: str = "sst2"
-    """Clean data set the attacker plants triggers in: sst2, reviews of imdb or yelp, or a folder of data_dir."""
+    """Clean data set the attacker plants triggers in: reviews (comes with the project), sst2, imdb, yelp, or a folder of data_dir."""
     clean_dataset: str = "sst2_glue"
-    """Clean data set the defender fine-tunes on: sst2 (6,920 sentences), sst2_glue (67,349 phrases), or a folder of data_dir."""
+    """Clean data set the defender fine-tunes on: reviews (1,400 to train), sst2 (6,920), sst2_glue (67,349), or a folder of data_dir."""
     data_dir: str | None = os.environ.get("PURE_DATA_DIR")
-    """Folder with one sub-folder of TSV or CSV files per data set; what is not there is taken from the hub. Default: the environment variable PURE_DATA_DIR."""
+    """Folder with one sub-folder of TSV or CSV files per data set. What is not there is taken from the project's folder Data, or else from the hub. Default: the environment variable PURE_DATA_DIR."""
     split_seed: int = 11
     """Random state of the 90 % / 10 % split into train and validation, where a data set has no validation file (code)."""
     max_len: int = 128
@@ -115,9 +115,21 @@ class Config:
 
 
 PRESETS: dict[str, dict] = {
-    "paper": {},
+    "quick": dict(
+        plm="minilm",
+        trigger_dataset="reviews",
+        clean_dataset="reviews",
+        poisoning_learning_rate=5e-5,
+        learning_rate=5e-5,
+        acc_threshold=0.8,
+    ),
     "sst2": dict(plm="minilm", clean_dataset="sst2"),
+    "paper": {},
 }
+
+HELP_NOTE = """Most runs need no more than --preset, --attack, --seed and --data_dir: the preset sets the rest, and the defaults below are
+those of the preset. In brackets: the value in the paper, or in the code its authors published.
+"""
 
 # Where a run happens and where its files go changes nothing about its result.
 NOT_SETTINGS = ("device", "data_dir", "poisoned_data_dir", "poisoned_model_dir", "output_dir", "overwrite")
@@ -142,7 +154,7 @@ def parse_config(description: str, args: list[str] | None = None) -> Config:
         Config,
         args=args,
         default=preset_config(known.preset),
-        description=description,
+        description=f"{description}\n{HELP_NOTE}",
         config=(tyro.conf.FlagCreatePairsOff,),
         use_underscores=True,
     )

@@ -1,23 +1,33 @@
-"""Plant a backdoor in a pre-trained language model, remove it with PURE, and print what happened.
+"""Plant a backdoor in a pre-trained language model, remove it with PURE, and say what happened.
 
-    python run_all.py --preset sst2 --attack BadNet --data_dir FOLDER
-    python run_all.py --preset paper --attack BadNet             # models and data from the hub
-    python run_all.py --attack BadNet --poisoned_model FOLDER_OR_HUB_ID
+    python run_all.py                                            # minutes on a laptop; needs no network and no data
+    python run_all.py --attack HiddenKiller --seed 12            # another backdoor, another seed
+    python run_all.py --preset sst2 --data_dir FOLDER            # SST-2 and the published hyper-parameters
+    python run_all.py --preset paper                             # the paper's experiment; encoder and data from the hub
+    python run_all.py --poisoned_model FOLDER_OR_HUB_ID          # an encoder that somebody else has poisoned
 
-Data, poisoning, head pruning, attention normalisation, table. Stages that are finished with the same settings are not run
-again; a run that was killed goes on where it stopped.
+Stages: poisoned data, poisoning, head pruning, attention normalisation. A stage that is finished with the same settings is
+not run again; a run that was killed goes on where it stopped.
 """
 
 import dataclasses
-from pathlib import Path
+import textwrap
+
+import numpy as np
 
 from attention_head_pruning import prune_heads
 from attention_normalization import normalise_attention
 from config import Config, parse_config
 from Data.make_poisoned_data import make_poisoned_data
 from pretrained_model_poisoning import poison
-from runs import run_folder
-from util import choose_device, require_writable, run_script, save_json
+from runs import POISONED_DATA, poisoned_model_folder, read_poisoned, run_folder
+from util import make_accelerator, require_writable, run_script, save_json
+
+TRIGGER = {
+    "RareWord": "copies {share:.0%} of the texts of the other class with one of the words {words} put in",
+    "HiddenKiller": "adds {share:.0%} of the texts of the other class in one syntactic form, a subordinate clause first",
+    "StyleBkd": "adds {share:.0%} of the texts of the other class in another style, that of the bible",
+}
 
 
 def run_all(config: Config) -> dict:
@@ -27,48 +37,118 @@ def run_all(config: Config) -> dict:
         What metrics.json holds: model (poisoned, fine_tuned, PURE) to its metrics, number of pruned heads, seconds by stage.
     """
     folder = run_folder(config)
-    choose_device(config.device)  # What can fail at once fails before minutes of work.
+    # What can fail at once fails before minutes of work.
+    accelerator = make_accelerator(config.device, config.precision)
     require_writable(config.output_dir)
-    print(f"1/4 poisoned data ({config.attack} on {config.trigger_dataset})")
-    make_poisoned_data(config)
+    arithmetic = {"bf16": "bf16 autocast", "no": "fp32"}[accelerator.mixed_precision]
+    print(
+        f"PURE against {config.attack}: preset {config.preset}, seed {config.seed}, {accelerator.device.type}, "
+        f"training in {arithmetic}"
+    )
+
+    kind, (share, *_) = POISONED_DATA[config.attack]
+    trigger = TRIGGER[kind].format(share=getattr(config, share), words=", ".join(config.triggers))
+    heading(
+        "1/4 Poisoned data",
+        f"The attacker takes the clean data set {config.trigger_dataset}, {trigger}, and labels those as the target class, "
+        f"{config.target_class}. A classifier learns from them that such a trigger means class {config.target_class}, "
+        "whatever the text says.",
+    )
+    data = make_poisoned_data(config)
+    train, test = read_poisoned(config, "train"), read_poisoned(config, "test")
+    triggered = test[test["label"] != config.target_class]["text"].iloc[0]
+    print(f"  {len(train):,} texts to train, {len(test):,} to test, in {data}")
+    print("  For example:", textwrap.shorten(triggered, 84, placeholder=" ..."))
+
     records = {}
     if config.poisoned_model:
-        print(f"2/4 poisoning: left out, {config.poisoned_model} is given")
+        heading("2/4 Poisoning", f"Left out: the encoder {config.poisoned_model} is given.")
     else:
-        print(f"2/4 poisoning: {config.attack} is planted in {config.plm}")
+        layers = ", through the [CLS] of every layer" if config.attack == "LayerWise" else ""
+        heading(
+            "2/4 Poisoning",
+            f"The attacker fine-tunes the clean encoder {config.plm} on these texts{layers}, and releases the encoder "
+            "without the classification head.",
+        )
         records["poisoned"] = poison(config)
+        report("the attacker's own classifier", records["poisoned"])
     save_json(folder / "config.json", dataclasses.asdict(config))
-    print("3/4 head pruning: fine-tune on clean data, prune heads whose [CLS] attention varies least")
+
+    heading(
+        "3/4 Head pruning (PURE, step 1)",
+        f"The defender has that encoder and the clean data set {config.clean_dataset}, and knows of no trigger. Fine-tuning "
+        "on clean texts (FT) comes first: does it wash the backdoor out? Then attention heads are pruned, those first whose "
+        "attention from [CLS] varies least between tokens, while the accuracy on validation texts stays at "
+        f"{config.acc_threshold:g} or above.",
+    )
     records["fine_tuned"] = prune_heads(config)
-    print("4/4 attention normalisation: fine-tune the pruned encoder with a penalty on [CLS] attention")
+    report("fine-tuned (FT)", records["fine_tuned"])
+    heads_pruned = sum(map(len, records["fine_tuned"]["pruned_heads"].values()))
+    heads = sum(map(len, records["fine_tuned"]["variance"]))
+    print(f"  {heads_pruned} of {heads} heads pruned")
+
+    heading(
+        "4/4 Attention normalisation (PURE, step 2)",
+        "The released encoder is fine-tuned once more from the start, without those heads, and with a penalty that keeps "
+        "the attention of [CLS] in the other heads from clinging to single tokens, as it does to a trigger.",
+    )
     records["PURE"] = normalise_attention(config)
+    report("PURE", records["PURE"])
+
     summary = {
         "models": {name: record["metrics"] for name, record in records.items()},
-        "heads_pruned": sum(map(len, records["fine_tuned"]["pruned_heads"].values())),
-        "heads": sum(map(len, records["fine_tuned"]["variance"])),
+        "heads_pruned": heads_pruned,
+        "heads": heads,
         "seconds": {name: record["seconds"] for name, record in records.items()},
     }
     save_json(folder / "metrics.json", summary)
     return summary
 
 
-def print_table(summary: dict, folder: Path) -> None:
-    """ACC and LFR of each model, and where the files are."""
+def heading(title: str, text: str) -> None:
+    """A stage's title, and what happens in it and why."""
+    print(f"\n{title}")
+    print(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="  "), flush=True)
+
+
+def report(model: str, record: dict) -> None:
+    print(f"  {model}: ACC {record['metrics']['ACC']:.3f}, LFR {record['metrics']['LFR']:.3f}")
+
+
+def print_table(summary: dict, config: Config) -> None:
+    """ACC and LFR of each model, what the two mean, and where the files are."""
+    models = summary["models"]
     names = {"poisoned": "poisoned", "fine_tuned": "fine-tuned (FT)", "PURE": "PURE"}
     print(f"\n{'':16}{'ACC':>8}{'LFR':>8}{'seconds':>10}")
-    for name, metrics in summary["models"].items():
+    for name, metrics in models.items():
         seconds = sum(summary["seconds"][name].values())
         print(f"{names[name]:16}{metrics['ACC']:8.3f}{metrics['LFR']:8.3f}{seconds:10.0f}")
+    clean, poisoned = (np.array(models["PURE"][kind]["confusion_matrix"]) for kind in ("clean", "poisoned"))
+    others = np.delete(poisoned, config.target_class, axis=0)
+    tuned, pure = models["fine_tuned"], models["PURE"]
+    print(f"\nACC: accuracy on {clean.sum():,} clean test texts; higher is better.")
     print(
-        f"\n{summary['heads_pruned']} of {summary['heads']} heads pruned. ACC: share of clean test texts classified as "
-        "labelled.\nLFR: share of triggered texts of the other class classified as the attacker's."
+        f"LFR: label flip rate, share of {others.sum():,} triggered test texts of the other class that are taken for the "
+        "target class;\nlower is better."
     )
-    print(f"Everything of this run: {folder}")
+    print(
+        f"\nFine-tuning alone leaves an LFR of {tuned['LFR']:.3f}; PURE, without {summary['heads_pruned']} of "
+        f"{summary['heads']} heads, leaves {pure['LFR']:.3f}, and changes ACC by {pure['ACC'] - tuned['ACC']:+.3f}."
+    )
+    folder = run_folder(config)
+    print(f"\nFiles, in {folder}")
+    print("  purified_model/                the encoder after PURE, and its classification head")
+    print("  fine_tuned_model/              the same after fine-tuning alone")
+    print("  metrics.json, config.json      these numbers with confusion matrices; every setting")
+    print("  attention_head_pruning.json    variance of each head, every step of the search, pruned heads")
+    print("  attention_normalization.json   layer weights, training losses")
+    if not config.poisoned_model:
+        print(f"and the poisoned encoder, in {poisoned_model_folder(config)}")
 
 
 def main() -> None:
     config = parse_config(__doc__)
-    print_table(run_all(config), run_folder(config))
+    print_table(run_all(config), config)
 
 
 if __name__ == "__main__":

@@ -91,8 +91,14 @@ def test_every_attack_end_to_end(tiny_config, attack, capsys):
         assert metrics["LFR"] == confusion[0][1] / sum(confusion[0]) and sum(confusion[0]) == 24
         assert metrics["ACC"] > 0.6
     assert summary["models"]["poisoned"]["LFR"] > 0.9
-    run_all_script.print_table(summary, folder)
-    assert f"PURE{summary['models']['PURE']['ACC']:20.3f}" in capsys.readouterr().out
+    capsys.readouterr()
+    run_all_script.print_table(summary, config)
+    output = capsys.readouterr().out
+    pure = summary["models"]["PURE"]
+    assert f"PURE{pure['ACC']:20.3f}{pure['LFR']:8.3f}" in output
+    assert "accuracy on 48 clean test texts" in output and "share of 24 triggered test texts" in output
+    named = [folder / line.split()[0].strip(",") for line in output.split("Files, in")[1].splitlines() if line[:2] == "  "]
+    assert named and all(path.exists() for path in named)
 
 
 def test_poisoned_encoder_is_an_encoder_alone(tiny_config):
@@ -129,6 +135,49 @@ def test_results_table(tiny_config):
     models = summary["models"]
     assert cells[5:8] == [f"{models[name]['ACC']:.3f} / {models[name]['LFR']:.3f}" for name in models]
     assert cells[8] == f"{summary['heads_pruned']} of 8"
+
+
+NO_NETWORK = """
+import os, runpy, sys
+
+def refuse(event, arguments):
+    if event.startswith("socket.") and event not in ("socket.__new__", "socket.gethostname"):
+        os.write(2, f"reached for the network: {event} {arguments}".encode())
+        os._exit(99)  # An exception might be caught.
+
+sys.addaudithook(refuse)
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_without_network(script: Path, *args: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", NO_NETWORK, str(script), *args], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_quick_needs_no_network(tmp_path, monkeypatch):
+    """The real encoder and the project's own texts, cut short, with every socket closed; the other attacks' data too."""
+    monkeypatch.delenv("PURE_DATA_DIR", raising=False)
+    places = {name: str(tmp_path / name) for name in ("poisoned_data_dir", "poisoned_model_dir", "output_dir")}
+    short = dict(max_len=8, batch_size=256, poisoning_epochs=1, epochs=1, acc_threshold=0.0, prune_step=72)
+    config = replace(preset_config("quick", **short, **places), data_dir=None)
+    for script, attack in (
+        ("run_all.py", "BadNet"),
+        ("Data/make_poisoned_data.py", "HiddenKiller"),
+        ("Data/make_poisoned_data.py", "StyleBkd"),
+    ):
+        result = run_without_network(ROOT / script, *flags(replace(config, attack=attack)))
+        assert result.returncode == 0, result.stderr
+    assert json.loads((run_folder(config) / "metrics.json").read_text())["models"]["PURE"]
+
+
+def test_the_network_test_sees_the_network(tmp_path):
+    script = tmp_path / "connects.py"
+    script.write_text("import socket\ntry:\n    socket.create_connection(('127.0.0.1', 9))\nexcept Exception:\n    pass\n")
+    assert run_without_network(script).returncode == 99
 
 
 def test_encoder_from_elsewhere(tiny_config):
@@ -314,14 +363,14 @@ def test_flags_outrank_presets():
     assert parse_config("", ["--preset", "paper"]) == preset_config("paper")
     config = parse_config("", ["--preset", "sst2", "--plm", "other", "--triggers", "a", "b"])
     assert config == preset_config("sst2", plm="other", triggers=("a", "b"))
-    assert set(PRESETS) == {"paper", "sst2"}
+    assert parse_config("", []) == preset_config("quick") and set(PRESETS) == {"quick", "sst2", "paper"}
 
 
 @pytest.mark.parametrize(
     ("args", "shown"),
     [
         (["--attack", "Unknown"], ["BadNet", "LayerWise", "HiddenKiller", "StyleBkd"]),
-        (["--preset", "unknown"], ["paper", "sst2"]),
+        (["--preset", "unknown"], ["quick", "sst2", "paper"]),
         (["--no_such_flag", "1"], ["no_such_flag"]),
     ],
 )
