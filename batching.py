@@ -1,7 +1,7 @@
 """Tables of text to batches of tokens: tokenised once, grouped by length, padded to the longest of a batch only."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,15 @@ class TokenisedTexts:
     def lengths(self) -> np.ndarray:
         """[text], in tokens."""
         return np.array([len(ids) for ids in self.input_ids])
+
+    def renumbered(self) -> tuple["TokenisedTexts", np.ndarray]:
+        """The same texts with their tokens numbered 0, 1, 2 ..., and the tokens [new number] that the texts use.
+
+        The padding token keeps its number, since some encoders count positions by it.
+        """
+        used = np.unique(np.concatenate([np.arange(self.pad_token_id + 1), *self.input_ids]))
+        input_ids = [np.searchsorted(used, ids).tolist() for ids in self.input_ids]
+        return replace(self, input_ids=input_ids), used
 
     def batch(self, indices: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
         """`input_ids` and `attention_mask` [batch, key], `labels` [batch]."""

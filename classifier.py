@@ -52,6 +52,10 @@ class LayerWiseClassifier(nn.Module):
         super().__init__()
         self.classifier = classifier
 
+    @property
+    def encoder(self) -> PreTrainedModel:
+        return self.classifier.encoder
+
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Tokens [batch, token] to logits [layer, batch, class]."""
         output = self.classifier.encoder(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)

@@ -45,6 +45,9 @@ def fine_tune(
 ) -> dict:
     """Minimise `objective` in place: AdamW, linear decay without warm-up, clipped gradients; the last epoch is kept.
 
+    Only the embedding rows of tokens that `texts` hold are trained: the gradient of any other row is zero, so that AdamW
+    merely decays it, and that is done at the end in one step.
+
     After every epoch everything needed to go on is written to `checkpoint`; a later call with equal `settings` goes on from
     there with the same result, bit for bit on a CPU. The caller removes the checkpoint once it has kept the result.
 
@@ -55,6 +58,10 @@ def fine_tune(
         UserError: the loss is not finite.
     """
     trained, device = model, accelerator.device
+    texts, used = texts.renumbered()
+    embedding = model.encoder.get_input_embeddings()
+    all_rows = embedding.weight.detach()  # [token, channel]
+    embedding.weight = nn.Parameter(all_rows[used])
     model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=device.type in ("cpu", "cuda"))
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -111,6 +118,13 @@ def fine_tune(
         write_whole(checkpoint, lambda temporary, state=state: torch.save(state, temporary))
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     accelerator.free_memory()
+    weight_decay = optimizer.param_groups[0]["weight_decay"]
+    decay = np.prod(
+        [1 - learning_rate * factor(step) * weight_decay for factor in schedule.lr_lambdas for step in range(steps)]
+    )
+    all_rows = (all_rows * decay).to(device)
+    all_rows[used] = embedding.weight.detach()
+    embedding.weight = nn.Parameter(all_rows)
     return history
 
 

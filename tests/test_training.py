@@ -1,10 +1,14 @@
 """Batches, the search over heads, layer weights, metrics and the fine-tuning loop."""
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
+from transformers import get_linear_schedule_with_warmup, set_seed
 
 import util
 from attention_head_pruning import search_heads
@@ -123,6 +127,34 @@ def test_fine_tuning_learns_and_records_every_step(parts, tiny_config, tmp_path)
     assert len(history["losses"]["cross_entropy"]) == 6 * 6 and len(history["seconds"]) == 6
     assert accuracy(parts[0], parts[1]) > 0.9
     assert [path.name for path in tmp_path.glob("*.pt")] == ["c.pt"]
+
+
+def test_training_the_used_rows_alone_equals_training_all(parts, tiny_config, tmp_path):
+    """Against a plain loop over the whole embedding, some of whose rows no text uses."""
+    classifier, texts, accelerator = parts
+    texts = replace(texts, input_ids=texts.input_ids[:64], labels=texts.labels[:64])
+    plain = copy.deepcopy(classifier)
+    whole = plain.encoder.get_input_embeddings().weight
+    assert len(texts.renumbered()[1]) < len(whole)
+    tune((classifier, texts, accelerator), tiny_config, tmp_path / "c.pt", epochs=2)
+
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, 4)
+    plain.train()
+    for epoch in range(2):
+        set_seed(tiny_config.seed * 1000 + epoch)
+        for indices in shuffled_batches(texts.lengths, tiny_config.batch_size, tiny_config.seed, epoch):
+            cross_entropy(plain, texts.batch(indices, torch.device("cpu")))["cross_entropy"].backward()
+            nn.utils.clip_grad_norm_(plain.parameters(), tiny_config.max_grad_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+    # Attention doesn't depend on a key's bias: its gradient is rounding, which AdamW blows up.
+    states = [
+        {name: value for name, value in model.state_dict().items() if not name.endswith("key.bias")}
+        for model in (classifier, plain)
+    ]
+    torch.testing.assert_close(*states, rtol=1e-4, atol=1e-6)
 
 
 def test_a_checkpoint_of_other_settings_is_not_used(parts, tiny_config, tmp_path, capsys):
