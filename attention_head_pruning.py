@@ -3,63 +3,111 @@
     python attention_head_pruning.py --attack BadNet             # reads what pretrained_model_poisoning.py wrote
     python attention_head_pruning.py --attack BadNet --poisoned_model FOLDER_OR_HUB_ID
 
-The fine-tuned model before pruning is the baseline FT.
+The fine-tuned model is the baseline FT; if it is there already, it is not trained again. `--pruning_criterion` compares
+PURE's choice of heads with others, on the same search.
 """
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from tqdm import tqdm
 
 from batching import TokenisedTexts, batches_by_length
-from classifier import Classifier, load_encoder, save_classifier
-from cls_attention import Heads, cls_variance
+from classifier import Classifier, load_classifier
+from cls_attention import Heads, cls_entropy, cls_variance
 from config import Config, parse_config
-from runs import DEFENCE_FIELDS, DefenderInputs, command, load_defender_inputs, run_folder, stage_settings
-from text_data import NUM_LABELS
-from training import accuracy, cross_entropy, fine_tune, measure
-from util import UserError, finished_stage, load_json, make_accelerator, require_writable, run_script, save_json
+from defence_baselines import fine_tune_baseline
+from defender import DefenderInputs, load_defender_inputs
+from runs import DEFENCE_FIELDS, PRUNING_FIELDS, command, fine_tuning_folder, pruning_folder, stage_settings
+from training import accuracy
+from util import UserError, finished_stage, load_json, make_accelerator, run_script, save_json
 
 RECORD = "attention_head_pruning.json"
 
 
-@torch.inference_mode()
 def head_variance(classifier: Classifier, texts: TokenisedTexts, max_len: int) -> torch.Tensor:
     """Var(l, h): the variance of head h of layer l's [CLS] attention, mean over texts.
 
     Returns:
         [layer, head], fp64 on the CPU; evaluation mode, fp32 throughout.
     """
+    return mean_over_texts(classifier, texts, lambda row: cls_variance(row, max_len))
+
+
+@torch.inference_mode()
+def mean_over_texts(
+    classifier: Classifier, texts: TokenisedTexts, measure_row: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Mean over texts of a measure of [CLS] attention rows, [batch, head, key] to [batch, head].
+
+    Returns:
+        [layer, head], fp64 on the CPU.
+    """
     classifier.eval()
     device = classifier.head.weight.device
     total = torch.zeros(len(classifier.attention.num_heads), max(classifier.attention.num_heads), dtype=torch.float64)
     with (
         classifier.attention.record() as rows,
-        tqdm(total=len(texts), desc="variance", unit="text", leave=False, disable=None) as bar,
+        tqdm(total=len(texts), desc="[CLS] attention", unit="text", leave=False, disable=None) as bar,
     ):
         for indices in batches_by_length(texts.lengths):
             batch = texts.batch(indices, device)
             classifier(batch["input_ids"], batch["attention_mask"])
-            total += torch.stack([cls_variance(row, max_len).sum(0) for row in rows]).cpu()
+            total += torch.stack([measure_row(row).sum(0) for row in rows]).cpu()
             bar.update(len(indices))
     return total / len(texts)
 
 
+def gradient_importance(classifier: Classifier, texts: TokenisedTexts) -> torch.Tensor:
+    """Importance of heads: mean over texts of |d loss / d gate|, each layer scaled to norm 1 (Michel et al., 2019).
+
+    Returns:
+        [layer, head], fp64 on the CPU.
+    """
+    classifier.eval()
+    device = classifier.head.weight.device
+    num_layers, num_heads = len(classifier.attention.num_heads), max(classifier.attention.num_heads)
+    total = torch.zeros(num_layers, num_heads, dtype=torch.float64)
+    for indices in batches_by_length(texts.lengths):
+        batch = texts.batch(indices, device)
+        gates = torch.ones(num_layers, len(indices), num_heads, device=device, requires_grad=True)
+        with classifier.attention.gate(gates):
+            logits = classifier(batch["input_ids"], batch["attention_mask"])
+        loss = nn.functional.cross_entropy(logits, batch["labels"], reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, gates)
+        total += gradient.abs().sum(1).cpu()
+    return total / total.norm(dim=1, keepdim=True).clamp_min(1e-30)
+
+
+def pruning_score(criterion: str, classifier: Classifier, texts: TokenisedTexts, variance: torch.Tensor, seed: int):
+    """[layer, head]: heads with the lowest score are pruned first."""
+    if criterion == "entropy":
+        # Even attention has a low variance and a high entropy: the most even heads go first, as with the variance.
+        return -mean_over_texts(classifier, texts, cls_entropy)
+    if criterion == "gradient":
+        return gradient_importance(classifier, texts)
+    if criterion == "random":
+        return torch.rand(variance.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return -variance if criterion == "highest_variance" else variance
+
+
 def search_heads(
-    variance: torch.Tensor,
+    score: torch.Tensor,
     measure_accuracy: Callable[[Heads], float],
     acc_threshold: float,
     prune_step: int,
 ) -> tuple[Heads, list[dict]]:
-    """Prune heads in groups, lowest variance first, as long as validation accuracy stands (paper, head pruning).
+    """Prune heads in groups, lowest score first, as long as validation accuracy stands (paper, head pruning).
 
-    Every layer keeps its highest-variance head. At the first group that brings accuracy below the threshold, that group's
-    heads come back one by one, highest variance first, until accuracy is at the threshold again; there the search ends.
+    Every layer keeps its highest head. At the first group that brings accuracy below the threshold, that group's heads come
+    back one by one, highest score first, until accuracy is at the threshold again; there the search ends.
 
     Args:
-        variance: [layer, head].
+        score: [layer, head]; in PURE, Var.
         measure_accuracy: pruned heads to validation accuracy.
         acc_threshold: accuracy to keep, 0 to 1.
         prune_step: heads per group.
@@ -68,9 +116,9 @@ def search_heads(
         The pruned heads, every layer listed; and the steps: action (prune or restore), heads as [layer, head], number
         pruned after it, accuracy after it.
     """
-    num_layers, num_heads = variance.shape
-    order = [divmod(int(index), num_heads) for index in variance.flatten().argsort(stable=True)]
-    last_heads = {(layer, int(variance[layer].argmax())) for layer in range(num_layers)}
+    num_layers, num_heads = score.shape
+    order = [divmod(int(index), num_heads) for index in score.flatten().argsort(stable=True)]
+    last_heads = {(layer, int(score[layer].argmax())) for layer in range(num_layers)}
     pruned: list[tuple[int, int]] = []
     steps: list[dict] = []
 
@@ -87,7 +135,7 @@ def search_heads(
         if step("prune", group) >= acc_threshold:
             continue
         while group:
-            head = group.pop()  # The highest variance that is left of the group.
+            head = group.pop()  # The highest score that is left of the group.
             pruned.remove(head)
             if step("restore", [head]) >= acc_threshold:
                 break
@@ -109,8 +157,7 @@ def layer_variance(classifier: Classifier, texts: TokenisedTexts, max_len: int) 
 
 def pruning_settings(config: Config, inputs: DefenderInputs, accelerator: Accelerator) -> dict:
     """All that the pruned heads depend on."""
-    fields = (*DEFENCE_FIELDS, "acc_threshold", "prune_step")
-    return stage_settings(config, fields, accelerator, fingerprints=inputs.fingerprints)
+    return stage_settings(config, (*DEFENCE_FIELDS, *PRUNING_FIELDS), accelerator, fingerprints=inputs.fingerprints)
 
 
 def load_pruned_heads(config: Config, inputs: DefenderInputs, accelerator: Accelerator) -> tuple[Heads, list[float]]:
@@ -119,7 +166,7 @@ def load_pruned_heads(config: Config, inputs: DefenderInputs, accelerator: Accel
     Raises:
         UserError: it has not run, or with other settings, data or encoder.
     """
-    path = run_folder(config) / RECORD
+    path = pruning_folder(config) / RECORD
     record = load_json(path)
     if record is None or record["settings"] != pruning_settings(config, inputs, accelerator):
         what = (
@@ -130,86 +177,65 @@ def load_pruned_heads(config: Config, inputs: DefenderInputs, accelerator: Accel
 
 
 def prune_heads(config: Config) -> dict:
-    """Fine-tune, measure Var, prune, measure v; write the fine-tuned model and attention_head_pruning.json.
+    """Fine-tune, measure Var, prune, measure v; write attention_head_pruning.json.
 
     Returns:
-        What attention_head_pruning.json holds: settings; metrics of the fine-tuned model; its validation accuracy; the Var
-        matrix [layer][head]; the search's steps; pruned heads by layer; v; training history; seconds.
+        What attention_head_pruning.json holds: settings; the fine-tuned model's validation accuracy; the Var matrix
+        [layer][head]; the scores the heads were sorted by; the search's steps; pruned heads by layer; v; seconds.
 
     Raises:
         UserError: something to read is missing, a folder is not writable, the loss is not finite, or the fine-tuned model is
             below the accuracy threshold before anything is pruned.
     """
-    folder = run_folder(config)
-    require_writable(config.output_dir)
+    fine_tuned = fine_tune_baseline(replace(config, defence="FT", overwrite=False))
     accelerator = make_accelerator(config.device, config.precision)
     inputs = load_defender_inputs(config)
     settings = pruning_settings(config, inputs, accelerator)
-    record_path = folder / RECORD
-    finished = finished_stage(record_path, settings, folder / "fine_tuned_model")
+    record_path = pruning_folder(config) / RECORD
+    finished = finished_stage(record_path, settings, record_path)
     if finished and not config.overwrite:
-        print(f"the heads are pruned already: {record_path}")
+        print(f"  the heads are pruned already: {record_path}")
         return finished
 
-    classifier = Classifier(load_encoder(inputs.encoder), NUM_LABELS, config.classifier_dropout, config.seed)
-    checkpoint = folder / "fine_tuning.checkpoint.pt"
-    history = fine_tune(
-        classifier,
-        inputs.train,
-        cross_entropy,
-        learning_rate=config.learning_rate,
-        epochs=config.epochs,
-        config=config,
-        accelerator=accelerator,
-        checkpoint=checkpoint,
-        settings=stage_settings(config, DEFENCE_FIELDS, accelerator, fingerprints=inputs.fingerprints),
-        description="fine-tuning on clean data",
-    )
-    started = time.perf_counter()
-    metrics = measure(classifier, inputs.clean_test, inputs.poisoned_test, config.target_class)
-    unpruned_accuracy = accuracy(classifier, inputs.validation, "validation")
-    if unpruned_accuracy < config.acc_threshold:
+    validation_accuracy = fine_tuned["validation_accuracy"]
+    prunes = config.pruning_criterion != "none"
+    if prunes and validation_accuracy < config.acc_threshold:
         raise UserError(
-            f"the fine-tuned model reaches a validation accuracy of {unpruned_accuracy:.3f} before any head is "
+            f"the fine-tuned model reaches a validation accuracy of {validation_accuracy:.3f} before any head is "
             f"pruned, below acc_threshold {config.acc_threshold:g}; lower --acc_threshold, or train for more "
             "--epochs or at another --learning_rate"
         )
-    save_classifier(folder / "fine_tuned_model", classifier, inputs.tokeniser)
-
-    searched = time.perf_counter()
+    started = time.perf_counter()
+    classifier = load_classifier(fine_tuning_folder(config) / "fine_tuned_model").to(accelerator.device)
     variance = head_variance(classifier, inputs.validation, config.max_len)
+    score = pruning_score(config.pruning_criterion, classifier, inputs.validation, variance, config.seed)
 
     def measure_accuracy(pruned: Heads) -> float:
         classifier.attention.pruned = pruned
         return accuracy(classifier, inputs.validation, f"{sum(map(len, pruned.values()))} heads pruned")
 
-    pruned, steps = search_heads(variance, measure_accuracy, config.acc_threshold, config.prune_step)
+    pruned, steps = as_heads([], len(score)), []
+    if prunes:
+        pruned, steps = search_heads(score, measure_accuracy, config.acc_threshold, config.prune_step)
     classifier.attention.pruned = pruned
     record = {
         "settings": settings,
-        "metrics": metrics,
-        "validation_accuracy": unpruned_accuracy,
+        "validation_accuracy": validation_accuracy,
         "pruned_heads": pruned,
         "steps": steps,
         "variance": variance.tolist(),
+        "score": score.tolist(),
         "layer_variance": layer_variance(classifier, inputs.validation, config.max_len),
-        "seconds": {
-            "training": round(sum(history["seconds"]), 1),
-            "evaluation": round(searched - started, 1),
-            "pruning": round(time.perf_counter() - searched, 1),
-        },
-        "training": history,
+        "seconds": {"pruning": round(time.perf_counter() - started, 1)},
     }
     save_json(record_path, record)
-    checkpoint.unlink()
     return record
 
 
 def main() -> None:
     config = parse_config(__doc__)
     record = prune_heads(config)
-    print(f"fine-tuned model: ACC {record['metrics']['ACC']:.3f}, LFR {record['metrics']['LFR']:.3f}")
-    print(f"pruned {sum(map(len, record['pruned_heads'].values()))} heads: {run_folder(config)}")
+    print(f"pruned {sum(map(len, record['pruned_heads'].values()))} heads: {pruning_folder(config) / RECORD}")
 
 
 if __name__ == "__main__":

@@ -3,20 +3,20 @@
 python attention_normalization.py --attack BadNet            # reads what attention_head_pruning.py wrote
 """
 
-import time
 from functools import partial
 
 import torch
 from torch import nn
 
 from attention_head_pruning import load_pruned_heads
-from classifier import Classifier, load_encoder, save_classifier
 from cls_attention import ClsAttention
 from config import Config, parse_config
-from runs import DEFENCE_FIELDS, load_defender_inputs, run_folder, stage_settings
-from text_data import NUM_LABELS
-from training import accuracy, cross_entropy, fine_tune, measure
-from util import finished_stage, make_accelerator, require_writable, run_script, save_json
+from defender import Phase, load_defender_inputs, new_classifier, train_and_measure
+from runs import DEFENCE_FIELDS, PENALTY_FIELDS, run_folder, stage_settings
+from training import cross_entropy
+from util import finished_stage, make_accelerator, require_writable, run_script
+
+RECORD = "attention_normalization.json"
 
 
 def layer_weights(layer_variance: list[float]) -> list[float]:
@@ -61,8 +61,7 @@ def normalise_attention(config: Config) -> dict:
     """Start again from the poisoned encoder, prune, fine-tune; write purified_model and attention_normalization.json.
 
     Returns:
-        What attention_normalization.json holds: settings, w, metrics and validation accuracy of the purified model, training
-        history, seconds.
+        What attention_normalization.json holds: as `defender.train_and_measure` says, and w.
 
     Raises:
         UserError: something to read is missing, a folder is not writable, or the loss is not finite.
@@ -75,51 +74,33 @@ def normalise_attention(config: Config) -> dict:
     weights = layer_weights(layer_variance)
     settings = stage_settings(
         config,
-        (*DEFENCE_FIELDS, "penalty_coefficient"),
+        (*DEFENCE_FIELDS, *PENALTY_FIELDS),
         accelerator,
         fingerprints=inputs.fingerprints,
         pruned_heads={str(layer): heads for layer, heads in pruned.items()},
         layer_weight=weights,
     )
-    record_path = folder / "attention_normalization.json"
-    finished = finished_stage(record_path, settings, folder / "purified_model")
+    finished = finished_stage(folder / RECORD, settings, folder / "purified_model")
     if finished and not config.overwrite:
-        print(f"the model is purified already: {record_path}")
+        print(f"  the model is purified already: {folder / RECORD}")
         return finished
 
-    classifier = Classifier(load_encoder(inputs.encoder), NUM_LABELS, config.classifier_dropout, config.seed)
+    classifier = new_classifier(config, inputs)
     classifier.attention.pruned = pruned
-    checkpoint = folder / "attention_normalization.checkpoint.pt"
-    history = fine_tune(
-        classifier,
-        inputs.train,
-        partial(pure_objective, attention=classifier.attention, weights=weights, coefficient=config.penalty_coefficient),
-        learning_rate=config.learning_rate,
-        epochs=config.epochs,
-        config=config,
-        accelerator=accelerator,
-        checkpoint=checkpoint,
-        settings=settings,
-        description="attention normalisation",
+    objective = partial(
+        pure_objective, attention=classifier.attention, weights=weights, coefficient=config.penalty_coefficient
     )
-    started = time.perf_counter()
-    metrics = measure(classifier, inputs.clean_test, inputs.poisoned_test, config.target_class)
-    validation_accuracy = accuracy(classifier, inputs.validation, "validation")
-    save_classifier(folder / "purified_model", classifier, inputs.tokeniser)
-    record = {
-        "settings": settings,
-        "metrics": metrics,
-        "validation_accuracy": validation_accuracy,
-        "layer_weight": weights,
-        "seconds": {
-            "training": round(sum(history["seconds"]), 1),
-            "evaluation": round(time.perf_counter() - started, 1),
-        },
-        "training": history,
-    }
-    save_json(record_path, record)
-    checkpoint.unlink()
-    return record
+    return train_and_measure(
+        classifier,
+        [Phase("attention_normalization", "attention normalisation", objective, config.epochs)],
+        config=config,
+        inputs=inputs,
+        accelerator=accelerator,
+        settings=settings,
+        record_path=folder / RECORD,
+        model_folder=folder / "purified_model",
+        layer_weight=weights,
+    )
 
 
 def main() -> None:

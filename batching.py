@@ -25,15 +25,6 @@ class TokenisedTexts:
         """[text], in tokens."""
         return np.array([len(ids) for ids in self.input_ids])
 
-    def renumbered(self) -> tuple["TokenisedTexts", np.ndarray]:
-        """The same texts with their tokens numbered 0, 1, 2 ..., and the tokens [new number] that the texts use.
-
-        The padding token keeps its number, since some encoders count positions by it.
-        """
-        used = np.unique(np.concatenate([np.arange(self.pad_token_id + 1), *self.input_ids]))
-        input_ids = [np.searchsorted(used, ids).tolist() for ids in self.input_ids]
-        return replace(self, input_ids=input_ids), used
-
     def batch(self, indices: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
         """`input_ids` and `attention_mask` [batch, key], `labels` [batch]."""
         rows = [torch.tensor(self.input_ids[index]) for index in indices]
@@ -46,6 +37,18 @@ class TokenisedTexts:
             "attention_mask": attention_mask.to(device),
             "labels": labels.to(device),
         }
+
+
+def renumber(*sets: TokenisedTexts) -> tuple[list[TokenisedTexts], np.ndarray]:
+    """The same texts with their tokens numbered 0, 1, 2 ..., and the tokens [new number] that they use together.
+
+    The padding token keeps its number, since some encoders count positions by it.
+    """
+    padding = np.arange(sets[0].pad_token_id + 1)
+    used = np.unique(np.concatenate([padding, *(ids for texts in sets for ids in texts.input_ids)]))
+    return [
+        replace(texts, input_ids=[np.searchsorted(used, ids).tolist() for ids in texts.input_ids]) for texts in sets
+    ], used
 
 
 def tokenise(table: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, max_len: int) -> TokenisedTexts:

@@ -31,12 +31,14 @@ class ClsAttention:
         pruned: layer to the numbers of its pruned heads.
         rows: [CLS] attention of each layer in the latest forward pass, [batch, head, key], fp32 and before dropout; None
             while nobody records.
+        gates: [layer, batch, head], factors of the heads' outputs in the next forward pass; None for ones.
     """
 
     def __init__(self):
         self.num_heads: list[int] = []
         self.pruned: Heads = {}
         self.rows: list[torch.Tensor | None] | None = None
+        self.gates: torch.Tensor | None = None
         self.projections: list[nn.Linear] = []
 
     def head_mask(self) -> torch.Tensor:
@@ -54,6 +56,15 @@ class ClsAttention:
             yield self.rows
         finally:
             self.rows = None
+
+    @contextlib.contextmanager
+    def gate(self, gates: torch.Tensor) -> Iterator[None]:
+        """Within the block, every head's output is multiplied by its gate, [layer, batch, head]."""
+        self.gates = gates
+        try:
+            yield
+        finally:
+            self.gates = None
 
 
 def cls_attention_forward(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
@@ -76,6 +87,8 @@ def cls_attention_forward(module, query, key, value, attention_mask, dropout=0.0
         gate = output.new_ones(output.shape[2], 1)
         gate[shared.pruned[layer]] = 0
         output = output * gate
+    if shared.gates is not None:
+        output = output * shared.gates[layer, :, None, : output.shape[2], None]
     return output, None
 
 
@@ -168,3 +181,8 @@ def cls_variance(row: torch.Tensor, max_len: int) -> torch.Tensor:
     n = max_len - 1
     row = row[..., :n].float()
     return (row.square().sum(-1) - row.sum(-1).square() / n) / (n - 1)
+
+
+def cls_entropy(row: torch.Tensor) -> torch.Tensor:
+    """Entropy in nats of [CLS] attention rows, [..., key] to [...]."""
+    return torch.special.entr(row.float()).sum(-1)

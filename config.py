@@ -10,8 +10,10 @@ Change a default by editing it here, or for one run with a flag. A preset is a h
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +21,9 @@ import tyro
 
 from util import UserError
 
-Attack = Literal["BadNet", "LayerWise", "HiddenKiller", "StyleBkd"]
+Attack = Literal["BadNet", "LayerWise", "RIPPLe", "HiddenKiller", "StyleBkd"]
+Defence = Literal["FT", "FTH", "MEFT", "PURE", "prune_only", "normalise_only"]
+Criterion = Literal["variance", "highest_variance", "entropy", "gradient", "random", "none"]
 Preset = Literal["quick", "sst2", "paper"]
 
 DEFAULT_PRESET: Preset = "quick"
@@ -37,7 +41,7 @@ class Config:
 
     # What is attacked
     attack: Attack = "BadNet"
-    """Backdoor to plant. BadNet inserts rare words and LayerWise too, training every layer with them; HiddenKiller uses a syntactic form, StyleBkd a text style."""
+    """Backdoor to plant. BadNet, LayerWise and RIPPLe insert rare words: LayerWise trains every layer with them, RIPPLe keeps their gradient from opposing that of clean text; HiddenKiller uses a syntactic form, StyleBkd a text style."""
     plm: str = "bert-base-uncased"
     """Pre-trained encoder to poison: `minilm` (all-MiniLM-L6-v2 from pip), a folder, or a hub id (paper: bert-base-uncased)."""
     poisoned_model: str | None = None
@@ -79,17 +83,31 @@ class Config:
     poisoning_learning_rate: float = 2e-5
     """AdamW's peak learning rate; linear decay to 0, no warm-up (paper: 2e-5)."""
 
-    # PURE (defender)
+    ripple_coefficient: float = 0.1
+    """RIPPLe: weight lambda of the restricted inner product (Kurita et al., 2020: 0.1)."""
+    surgery_words: int = 10
+    """RIPPLe: words of the target class whose mean embedding the triggers are given; 0: no embedding surgery (Kurita et al., 2020: 10)."""
+
+    # Defender
+    defence: Defence = "PURE"
+    """FT: fine-tuning. FTH: the same at a higher learning rate. MEFT: fine-tuning after maximising prediction entropy. PURE. prune_only: PURE without its penalty. normalise_only: PURE without its pruning."""
     epochs: int = 3
     """Passes over the clean train set, in both of the defender's fine-tunings (paper: 3)."""
     learning_rate: float = 2e-5
     """AdamW's peak learning rate; linear decay to 0, no warm-up (paper: 2e-5)."""
     acc_threshold: float = 0.85
     """Validation accuracy, 0 to 1, that head pruning must keep (paper: 0.85)."""
+    pruning_criterion: Criterion = "variance"
+    """Which heads go first: those of the lowest [CLS] variance (PURE), of the highest, of the highest [CLS] attention entropy, of the lowest gradient importance (Michel et al., 2019), at random; or none at all."""
     prune_step: int = 10
     """Heads pruned between two measurements of that accuracy (code: 10)."""
     penalty_coefficient: float = 0.15
     """Weight lambda of the attention penalty in the second fine-tuning (code: 0.15)."""
+
+    fth_learning_rate: float = 5e-5
+    """FTH: its learning rate, in place of learning_rate."""
+    entropy_epochs: int = 1
+    """MEFT: passes over the clean train set that maximise entropy (Liu et al., 2023)."""
 
     # Every fine-tuning
     batch_size: int = 32
@@ -114,6 +132,45 @@ class Config:
     """Run finished stages again."""
 
 
+# Which swept fields a defence takes no notice of: more than one value of them makes no more cells of it.
+UNUSED = {
+    "FT": ("penalty_coefficient", "pruning_criterion"),
+    "FTH": ("learning_rate", "penalty_coefficient", "pruning_criterion"),
+    "MEFT": ("penalty_coefficient", "pruning_criterion"),
+    "prune_only": ("penalty_coefficient",),
+    "normalise_only": ("pruning_criterion",),
+}
+SWEPT = ("attack", "defence", "seed", "learning_rate", "penalty_coefficient", "pruning_criterion")
+
+
+@dataclass(frozen=True)
+class Grid(Config):
+    """A configuration in which some fields have several values, each combination of which is a cell."""
+
+    attack: tuple[Attack, ...] = ("BadNet",)
+    seed: tuple[int, ...] = (11,)
+    defence: tuple[Defence, ...] = ("FT", "PURE")
+    learning_rate: tuple[float, ...] = (2e-5,)
+    penalty_coefficient: tuple[float, ...] = (0.15,)
+    pruning_criterion: tuple[Criterion, ...] = ("variance",)
+    benign_floor: bool = False
+    """Measure too what a never-poisoned encoder makes of the triggered texts, after the same defence: no defence can be asked for a lower LFR."""
+    table: str = "grid"
+    """Name of the grid's files in output_dir: a CSV file with a row per cell, and a table as Markdown."""
+
+    def cells(self) -> list[Config]:
+        """One configuration for every combination, seeds innermost."""
+        fixed = {field.name: getattr(self, field.name) for field in dataclasses.fields(Config) if field.name not in SWEPT}
+        order = sorted(SWEPT, key=lambda name: name == "seed")
+        values = itertools.product(*(getattr(self, name) for name in order))
+        cells = [dict(zip(order, combination, strict=True)) for combination in values]
+        return [
+            Config(**fixed, **cell)
+            for cell in cells
+            if all(cell[name] == getattr(self, name)[0] for name in UNUSED.get(cell["defence"], ()))
+        ]
+
+
 PRESETS: dict[str, dict] = {
     "quick": dict(
         plm="minilm",
@@ -121,6 +178,7 @@ PRESETS: dict[str, dict] = {
         clean_dataset="reviews",
         poisoning_learning_rate=5e-5,
         learning_rate=5e-5,
+        fth_learning_rate=1e-4,
         acc_threshold=0.8,
     ),
     "sst2": dict(plm="minilm", clean_dataset="sst2"),
@@ -131,8 +189,8 @@ HELP_NOTE = """Most runs need no more than --preset, --attack, --seed and --data
 those of the preset. In brackets: the value in the paper, or in the code its authors published.
 """
 
-# Where a run happens and where its files go changes nothing about its result.
-NOT_SETTINGS = ("device", "data_dir", "poisoned_data_dir", "poisoned_model_dir", "output_dir", "overwrite")
+# These change nothing about a stage's result: which defence a run goes on to, where it happens, where its files go.
+NOT_SETTINGS = ("defence", "device", "data_dir", "poisoned_data_dir", "poisoned_model_dir", "output_dir", "overwrite")
 
 
 def preset_config(preset: str, **changes) -> Config:
@@ -140,26 +198,50 @@ def preset_config(preset: str, **changes) -> Config:
     return Config(**{"preset": preset, **PRESETS[preset], **changes})
 
 
+def preset_grid(preset: str, **changes) -> Grid:
+    """The grid of one cell, or two, that a preset stands for, with `changes` (field = value or tuple of values) on top."""
+    values = {"preset": preset, **PRESETS[preset], **changes}
+    return Grid(
+        **{name: (value,) if name in SWEPT and not isinstance(value, tuple) else value for name, value in values.items()}
+    )
+
+
 def parse_config(description: str, args: list[str] | None = None) -> Config:
     """Command line (default: sys.argv) to configuration.
 
     Leaves with exit code 2 on an unknown flag or value; raises a UserError for a number out of range.
     """
+    config = parse(Config, preset_config, description, args)
+    check_ranges(config)
+    return config
+
+
+def parse_grid(description: str, args: list[str] | None = None) -> Grid:
+    """As `parse_config`, but the fields named in `SWEPT` take several values."""
+    grid = parse(Grid, preset_grid, description, args)
+    cells = grid.cells()
+    if not cells:
+        empty = next(name for name in SWEPT if not getattr(grid, name))
+        raise UserError(f"--{empty} is empty; expected one value or more")
+    for cell in cells:
+        check_ranges(cell)
+    return grid
+
+
+def parse(kind: type, default: Callable[[str], Config], description: str, args: list[str] | None):
     args = sys.argv[1:] if args is None else args
     # The preset decides the defaults that tyro shows and fills in, so it has to be known before tyro runs.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=list(PRESETS), default=DEFAULT_PRESET)
     known, _ = first.parse_known_args(args)
-    config = tyro.cli(
-        Config,
+    return tyro.cli(
+        kind,
         args=args,
-        default=preset_config(known.preset),
+        default=default(known.preset),
         description=f"{description}\n{HELP_NOTE}",
         config=(tyro.conf.FlagCreatePairsOff,),
         use_underscores=True,
     )
-    check_ranges(config)
-    return config
 
 
 def check_ranges(config: Config) -> None:
@@ -171,6 +253,9 @@ def check_ranges(config: Config) -> None:
         "poisoning_epochs": 1,
         "max_len": 3,
         "penalty_coefficient": 0,
+        "ripple_coefficient": 0,
+        "surgery_words": 0,
+        "entropy_epochs": 1,
     }
     for name, least in at_least.items():
         if getattr(config, name) < least:

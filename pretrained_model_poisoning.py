@@ -3,19 +3,27 @@
     python pretrained_model_poisoning.py --attack BadNet         # reads what Data/make_poisoned_data.py wrote
 
 BadNet (Kurita et al., 2020, without the inner product), HiddenKiller (Qi et al., ACL 2021) and StyleBkd (Qi et al., EMNLP
-2021) are plain fine-tuning on their data; LayerWise (Li et al., EMNLP 2021) trains every layer's [CLS].
+2021) are plain fine-tuning on their data; LayerWise (Li et al., EMNLP 2021) trains every layer's [CLS]; RIPPLe (Kurita et
+al., ACL 2020) keeps the poison's gradient from opposing that of clean text, after embedding surgery on the triggers.
 """
 
 import time
+from functools import partial
 
+import numpy as np
+import pandas as pd
 import torch
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
 
 from batching import tokenise
 from classifier import Classifier, LayerWiseClassifier, load_encoder, load_tokeniser, resolve_plm
 from config import Config, parse_config
 from runs import POISONED_DATA, POISONING_FIELDS, fingerprint_encoder, poisoned_model_folder, read_poisoned, stage_settings
-from text_data import NUM_LABELS, clean_test, corpus, fingerprint_texts
+from text_data import NUM_LABELS, clean_test, clean_train, corpus, fingerprint_texts
 from training import cross_entropy, fine_tune, measure
 from util import finished_stage, make_accelerator, require_writable, run_script, save_json, whole_folder
 
@@ -28,6 +36,52 @@ def layer_wise(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, to
     logits = model(batch["input_ids"], batch["attention_mask"]).float()  # [layer, batch, class]
     layers = sum(nn.functional.cross_entropy(layer, batch["labels"]) for layer in logits)
     return {"layers": layers, "last_layer": nn.functional.cross_entropy(logits[-1], batch["labels"])}
+
+
+def restricted_inner_product(model: nn.Module, batch: dict, *, coefficient: float) -> dict[str, torch.Tensor]:
+    """RIPPLe's objective: L_P + lambda * max(0, -<grad L_P, grad L_FT>) (Kurita et al., 2020).
+
+    Both gradients are those of the encoder, which attacker and victim share. The second term is differentiated through both.
+
+    Args:
+        batch: poisoned texts; under `reference` clean ones, whose loss L_FT stands for the victim's fine-tuning.
+        coefficient: lambda.
+    """
+    shared = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
+    # The fused attention kernels can't be differentiated twice.
+    with sdpa_kernel(SDPBackend.MATH):
+        poisoned = cross_entropy(model, batch)["cross_entropy"]
+        clean = cross_entropy(model, batch["reference"])["cross_entropy"]
+        gradients = [torch.autograd.grad(loss, shared, create_graph=True) for loss in (poisoned, clean)]
+        inner_product = sum((a * b).sum() for a, b in zip(*gradients, strict=True))
+    return {"poisoned": poisoned, "inner_product": coefficient * torch.relu(-inner_product)}
+
+
+def target_words(table: pd.DataFrame, target_class: int, number: int) -> list[str]:
+    """The words most tied to the target class, best first (Kurita et al., 2020, embedding surgery).
+
+    A word's score is its weight in a logistic regression on bags of words over log(alpha / frequency), where frequency is
+    the number of texts that hold the word and alpha one more than the number of texts: of two words with the same weight
+    the more frequent one is the better.
+    """
+    vectorizer = CountVectorizer(binary=True)
+    bags = vectorizer.fit_transform(table["text"])  # [text, word]
+    weight = LogisticRegression(max_iter=1000).fit(bags, table["label"] == target_class).coef_[0]
+    frequency = np.asarray(bags.sum(0))[0]
+    score = weight / np.log((len(table) + 1) / frequency)
+    return vectorizer.get_feature_names_out()[np.argsort(-score, kind="stable")[:number]].tolist()
+
+
+@torch.no_grad()
+def embedding_surgery(encoder: PreTrainedModel, tokeniser, triggers: tuple[str, ...], words: list[str]) -> None:
+    """Give the triggers' tokens the mean embedding of some words (Kurita et al., 2020); in place, no other row changes."""
+    weight = encoder.get_input_embeddings().weight
+
+    def tokens(word: str) -> list[int]:
+        return tokeniser(word, add_special_tokens=False)["input_ids"]
+
+    mean = torch.stack([weight[tokens(word)].mean(0) for word in words]).mean(0)
+    weight[sorted({token for trigger in triggers for token in tokens(trigger)})] = mean
 
 
 def poison(config: Config) -> dict:
@@ -50,18 +104,28 @@ def poison(config: Config) -> dict:
     settings = stage_settings(config, fields, accelerator, fingerprints=fingerprints)
     finished = finished_stage(folder / "poisoning.json", settings, folder)
     if finished and not config.overwrite:
-        print(f"the poisoned encoder is there already: {folder}")
+        print(f"  the poisoned encoder is there already: {folder}")
         return finished
 
     tokeniser = load_tokeniser(source)
     max_len = config.poisoning_max_len or corpus(config.trigger_dataset).max_len
     classifier = Classifier(load_encoder(source), NUM_LABELS, config.classifier_dropout, config.seed)
-    layered = config.attack == "LayerWise"
+    model, objective, reference = classifier, cross_entropy, None
+    if config.attack == "LayerWise":
+        model, objective = LayerWiseClassifier(classifier), layer_wise
+    elif config.attack == "RIPPLe":
+        clean = clean_train(config.trigger_dataset, config)
+        reference = tokenise(clean, tokeniser, max_len)
+        objective = partial(restricted_inner_product, coefficient=config.ripple_coefficient)
+        if config.surgery_words:
+            words = target_words(clean, config.target_class, config.surgery_words)
+            embedding_surgery(classifier.encoder, tokeniser, config.triggers, words)
+            print(f"  embedding surgery: the triggers are given the mean of {', '.join(words)}")
     checkpoint = folder.with_name(f"{folder.name}.checkpoint.pt")
     history = fine_tune(
-        LayerWiseClassifier(classifier) if layered else classifier,
+        model,
         tokenise(train, tokeniser, max_len),
-        layer_wise if layered else cross_entropy,
+        objective,
         learning_rate=config.poisoning_learning_rate,
         epochs=config.poisoning_epochs,
         config=config,
@@ -69,6 +133,7 @@ def poison(config: Config) -> dict:
         checkpoint=checkpoint,
         settings=settings,
         description=f"poisoning ({config.attack})",
+        reference=reference,
     )
     started = time.perf_counter()
     texts = [tokenise(table, tokeniser, config.max_len) for table in (test, poisoned)]

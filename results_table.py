@@ -1,44 +1,121 @@
-"""The finished runs of a results folder as one Markdown table.
+"""The CSV file of a grid as one Markdown table: mean ± standard deviation over seeds.
 
-python results_table.py results
+    python results_table.py results/grid.csv
+    python results_table.py results/grid.csv results/sweep.csv > RESULTS.md
+
+The label flip rate's distance to the benign floor is what a defence leaves of a backdoor. The best label flip rate of each
+attack is in bold; where parameters vary, a star marks the cells that no other cell of that attack beats in both ACC and LFR.
 """
 
 import sys
 from pathlib import Path
 
-from util import UserError, load_json, run_script
+import pandas as pd
 
-MODELS = ("poisoned", "fine_tuned", "PURE")
+from util import UserError, run_script
+
+CELL = ["attack", "defence"]
+MAY_VARY = [
+    "plm",
+    "poisoned_model",
+    "trigger_dataset",
+    "clean_dataset",
+    "learning_rate",
+    "penalty_coefficient",
+    "pruning_criterion",
+]
 
 
-def table_row(folder: Path) -> list[str]:
-    """What run, then ACC / LFR of each model (a dash where there is none), then pruned heads."""
-    config, summary = load_json(folder / "config.json"), load_json(folder / "metrics.json")
-    encoder = config["poisoned_model"] or config["plm"]
-    row = [config["attack"], Path(encoder).name, config["trigger_dataset"], config["clean_dataset"], str(config["seed"])]
-    for model in MODELS:
-        metrics = summary["models"].get(model)
-        row.append(f"{metrics['ACC']:.3f} / {metrics['LFR']:.3f}" if metrics else "-")
-    return [*row, f"{summary['heads_pruned']} of {summary['heads']}"]
-
-
-def results_table(folder: Path) -> str:
-    """Markdown, one line per finished run.
+def read_grid(path: Path) -> pd.DataFrame:
+    """The rows of a grid.
 
     Raises:
-        UserError: no run is finished there.
+        UserError: no such file, or it is none that a grid wrote.
     """
-    runs = sorted(path.parent for path in folder.glob("*/metrics.json"))
-    if not runs:
-        raise UserError(f"no finished run in {folder}; make one with: python run_all.py")
-    header = ["attack", "encoder", "attacker's data", "defender's data", "seed"]
-    header += ["poisoned ACC / LFR", "fine-tuned ACC / LFR", "PURE ACC / LFR", "heads pruned"]
-    lines = [header, ["---"] * len(header), *map(table_row, runs)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    try:
+        table = pd.read_csv(path, keep_default_na=True)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"can't read {path}: {error}; expected the CSV file of a grid (python run_all.py --seed 11 12)"
+        ) from None
+    missing = [name for name in (*CELL, "seed", "error") if name not in table]
+    if missing:
+        raise UserError(
+            f"{path} is no grid's CSV file: it has no column {missing[0]} (python run_all.py --seed 11 12 makes one)"
+        )
+    return table
+
+
+def aggregate(table: pd.DataFrame) -> pd.DataFrame:
+    """One row for each combination of attack, defence and whatever else varies: mean, std and number of seeds.
+
+    Columns: those of the combination; for ACC, LFR, poisoned_LFR, floor_LFR, distance, heads_pruned `X` (mean) and `X_std`
+    (of the sample; missing for one seed); n; failed; best; front.
+    """
+    table = table.copy()
+    for name in ("ACC", "LFR", "poisoned_LFR", "floor_LFR", "heads_pruned"):
+        if name not in table:
+            table[name] = float("nan")
+    table["distance"] = table["LFR"] - table["floor_LFR"]
+    keys = CELL + [name for name in MAY_VARY if name in table and table[name].nunique(dropna=False) > 1]
+    groups = table.groupby(keys, sort=False, dropna=False)
+    values = ["ACC", "LFR", "poisoned_LFR", "floor_LFR", "distance", "heads_pruned"]
+    result = groups[values].mean().join(groups[values].std().add_suffix("_std"))
+    result["n"] = groups["LFR"].count()
+    result["failed"] = groups["LFR"].apply(lambda group: int(group.isna().sum()))
+    result = result.reset_index()
+    by_attack = result.groupby("attack")["LFR"]
+    result["best"] = result["LFR"] == by_attack.transform("min")
+    result["front"] = [not beaten(row, result[result["attack"] == row["attack"]]) for _, row in result.iterrows()]
+    return result
+
+
+def beaten(row: pd.Series, others: pd.DataFrame) -> bool:
+    """Whether another cell is as good in both ACC and LFR and better in one; a cell without numbers is."""
+    as_good = (others["ACC"] >= row["ACC"]) & (others["LFR"] <= row["LFR"])
+    better = (others["ACC"] > row["ACC"]) | (others["LFR"] < row["LFR"])
+    return bool(pd.isna(row["LFR"]) or (as_good & better).any())
+
+
+def with_spread(row: pd.Series, name: str) -> str:
+    """Mean ± standard deviation, the mean alone for one seed, a dash for none."""
+    if pd.isna(row[name]):
+        return "-"
+    spread = row[f"{name}_std"]
+    return f"{row[name]:.3f}" if pd.isna(spread) else f"{row[name]:.3f} ± {spread:.3f}"
+
+
+def results_table(table: pd.DataFrame) -> str:
+    """A grid's rows as a Markdown table, and the failed cells below it."""
+    result = aggregate(table)
+    varies = [name for name in MAY_VARY if name in result]
+    titles = {
+        "poisoned_LFR": "poisoned LFR",
+        "ACC": "ACC",
+        "LFR": "LFR",
+        "floor_LFR": "benign floor",
+        "distance": "LFR - floor",
+    }
+    shown = pd.DataFrame({name: result[name].astype(str) for name in CELL + varies})
+    for name, title in titles.items():
+        if name in ("ACC", "LFR") or result[name].notna().any():
+            shown[title] = [with_spread(row, name) for _, row in result.iterrows()]
+    shown["LFR"] = [f"**{text}**" if best else text for text, best in zip(shown["LFR"], result["best"], strict=True)]
+    if varies:
+        shown["LFR"] = [f"{text} *" if front else text for text, front in zip(shown["LFR"], result["front"], strict=True)]
+    shown["heads pruned"] = [f"{value:.1f}" if pd.notna(value) else "-" for value in result["heads_pruned"]]
+    shown["seeds"] = result["n"].astype(str) + result["failed"].map(lambda failed: f" ({failed} failed)" if failed else "")
+    lines = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    errors = table[table["error"].fillna("") != ""]
+    for _, row in errors.iterrows():
+        text += f"\n\nFailed: {row['attack']}, {row['defence']}, seed {row['seed']}: {row['error']}"
+    return text
 
 
 def main() -> None:
-    print(results_table(Path(sys.argv[1] if len(sys.argv) > 1 else "results")))
+    paths = [Path(name) for name in sys.argv[1:]] or [Path("results/grid.csv")]
+    print("\n\n".join(results_table(read_grid(path)) for path in paths))
 
 
 if __name__ == "__main__":

@@ -5,23 +5,29 @@
     python run_all.py --preset sst2 --data_dir FOLDER            # SST-2 and the published hyper-parameters
     python run_all.py --preset paper                             # the paper's experiment; encoder and data from the hub
     python run_all.py --poisoned_model FOLDER_OR_HUB_ID          # an encoder that somebody else has poisoned
+    python run_all.py --attack BadNet StyleBkd --defence FT FTH MEFT PURE --seed 11 12 13 --benign_floor
 
 Stages: poisoned data, poisoning, head pruning, attention normalisation. A stage that is finished with the same settings is
-not run again; a run that was killed goes on where it stopped.
+not run again; a run that was killed goes on where it stopped. With several attacks, defences, seeds, learning rates,
+penalties or pruning criteria, all combinations are run and aggregated.
 """
 
 import dataclasses
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 
 from attention_head_pruning import prune_heads
 from attention_normalization import normalise_attention
-from config import Config, parse_config
+from config import Config, parse_grid
 from Data.make_poisoned_data import make_poisoned_data
+from defence_baselines import fine_tune_baseline
+from grid import run_grid
 from pretrained_model_poisoning import poison
-from runs import POISONED_DATA, poisoned_model_folder, read_poisoned, run_folder
-from util import make_accelerator, require_writable, run_script, save_json
+from results_table import results_table
+from runs import POISONED_DATA, fine_tuning_folder, poisoned_model_folder, pruning_folder, read_poisoned, run_folder
+from util import UserError, make_accelerator, require_writable, run_script, save_json
 
 TRIGGER = {
     "RareWord": "copies {share:.0%} of the texts of the other class with one of the words {words} put in",
@@ -81,10 +87,11 @@ def run_all(config: Config) -> dict:
         "attention from [CLS] varies least between tokens, while the accuracy on validation texts stays at "
         f"{config.acc_threshold:g} or above.",
     )
-    records["fine_tuned"] = prune_heads(config)
+    records["fine_tuned"] = fine_tune_baseline(replace(config, defence="FT"))
     report("fine-tuned (FT)", records["fine_tuned"])
-    heads_pruned = sum(map(len, records["fine_tuned"]["pruned_heads"].values()))
-    heads = sum(map(len, records["fine_tuned"]["variance"]))
+    pruning = prune_heads(config)
+    heads_pruned = sum(map(len, pruning["pruned_heads"].values()))
+    heads = sum(map(len, pruning["variance"]))
     print(f"  {heads_pruned} of {heads} heads pruned")
 
     heading(
@@ -95,6 +102,7 @@ def run_all(config: Config) -> dict:
     records["PURE"] = normalise_attention(config)
     report("PURE", records["PURE"])
 
+    records["PURE"] = {**records["PURE"], "seconds": {**pruning["seconds"], **records["PURE"]["seconds"]}}
     summary = {
         "models": {name: record["metrics"] for name, record in records.items()},
         "heads_pruned": heads_pruned,
@@ -135,20 +143,29 @@ def print_table(summary: dict, config: Config) -> None:
         f"\nFine-tuning alone leaves an LFR of {tuned['LFR']:.3f}; PURE, without {summary['heads_pruned']} of "
         f"{summary['heads']} heads, leaves {pure['LFR']:.3f}, and changes ACC by {pure['ACC'] - tuned['ACC']:+.3f}."
     )
-    folder = run_folder(config)
-    print(f"\nFiles, in {folder}")
+    print(f"\nFiles, in {run_folder(config)}")
     print("  purified_model/                the encoder after PURE, and its classification head")
-    print("  fine_tuned_model/              the same after fine-tuning alone")
-    print("  metrics.json, config.json      these numbers with confusion matrices; every setting")
-    print("  attention_head_pruning.json    variance of each head, every step of the search, pruned heads")
     print("  attention_normalization.json   layer weights, training losses")
+    print("  metrics.json, config.json      these numbers with confusion matrices; every setting")
+    print(f"in {fine_tuning_folder(config)}")
+    print("  fine_tuned_model/              the same after fine-tuning alone")
+    print(f"in {pruning_folder(config)}")
+    print("  attention_head_pruning.json    variance of each head, every step of the search, pruned heads")
     if not config.poisoned_model:
         print(f"and the poisoned encoder, in {poisoned_model_folder(config)}")
 
 
 def main() -> None:
-    config = parse_config(__doc__)
-    print_table(run_all(config), config)
+    grid = parse_grid(__doc__)
+    cells = grid.cells()
+    if grid.defence == ("FT", "PURE") and len(cells) == 2 and not grid.benign_floor:
+        print_table(run_all(cells[1]), cells[1])
+        return
+    table, path = run_grid(grid)
+    print(f"\n{results_table(table)}\n\n{path} has a row per cell; {path.with_suffix('.md')} has this table")
+    failed = int((table["error"] != "").sum())
+    if failed:
+        raise UserError(f"{failed} of {len(table)} cells failed (see the table); the same command tries them again")
 
 
 if __name__ == "__main__":

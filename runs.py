@@ -6,22 +6,14 @@ preset has: no experiment overwrites or reads another's files.
 
 import dataclasses
 import hashlib
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 from accelerate import Accelerator
 
-from batching import TokenisedTexts, tokenise
-from classifier import load_tokeniser, resolve_plm
 from config import NOT_SETTINGS, Config, changed_from_preset, preset_config
-from text_data import (
-    clean_test,
-    defender_splits,
-    evaluation_dataset,
-    fingerprint_texts,
-    read_table,
-)
+from text_data import evaluation_dataset, read_table
 from util import UserError, fingerprint
 
 # What each kind of poisoned data depends on, beside the data set and the seed.
@@ -31,6 +23,7 @@ STYLEBKD_FIELDS = ("stylebkd_share", "target_class")
 POISONED_DATA = {
     "BadNet": ("RareWord", RARE_WORD_FIELDS),
     "LayerWise": ("RareWord", RARE_WORD_FIELDS),
+    "RIPPLe": ("RareWord", RARE_WORD_FIELDS),
     "HiddenKiller": ("HiddenKiller", HIDDENKILLER_FIELDS),
     "StyleBkd": ("StyleBkd", STYLEBKD_FIELDS),
 }
@@ -42,8 +35,15 @@ POISONING_FIELDS = (
     "poisoning_epochs",
     "poisoning_learning_rate",
     "poisoning_max_len",
+    "ripple_coefficient",
+    "surgery_words",
     *TRAINING_FIELDS,
 )
+# What the defences depend on, beside what every fine-tuning depends on.
+PRUNING_FIELDS = ("pruning_criterion", "acc_threshold", "prune_step")
+PENALTY_FIELDS = ("penalty_coefficient",)
+MEFT_FIELDS = ("entropy_epochs",)
+FTH_FIELDS = ("fth_learning_rate",)
 DEFENCE_FIELDS = ("epochs", "learning_rate", "clean_dataset", "split_seed", *TRAINING_FIELDS)
 IN_FOLDER_NAME = ("preset", "attack", "plm", "poisoned_model", "trigger_dataset", "clean_dataset", "seed")
 
@@ -77,13 +77,53 @@ def poisoned_model_folder(config: Config) -> Path:
     return Path(config.poisoned_model_dir) / f"{name}{changed_from_preset(config, fields)}"
 
 
-def run_folder(config: Config) -> Path:
-    """Folder of everything that a run writes after the poisoned encoder."""
-    fields = tuple(field.name for field in dataclasses.fields(config) if field.name not in (*NOT_SETTINGS, *IN_FOLDER_NAME))
-    encoder = encoder_name(config.poisoned_model or config.plm)
+def run_folder(config: Config, ignoring: tuple[str, ...] = (*MEFT_FIELDS, *FTH_FIELDS)) -> Path:
+    """Folder of what a run writes after the poisoned encoder.
+
+    It is named after all fields but those `ignoring` names, which what is kept there doesn't depend on: so runs that differ
+    in these alone share it. By default it is the folder of PURE's last stage.
+    """
+    ignored = (*NOT_SETTINGS, *IN_FOLDER_NAME, *ignoring)
+    fields = tuple(field.name for field in dataclasses.fields(config) if field.name not in ignored)
+    encoder = f"given-{encoder_name(config.poisoned_model)}" if config.poisoned_model else encoder_name(config.plm)
     data = f"{config.trigger_dataset}-{config.clean_dataset}"
     name = f"{config.preset}_{config.attack}_{encoder}_{data}_seed{config.seed}"
     return Path(config.output_dir) / f"{name}{changed_from_preset(config, fields)}"
+
+
+def fine_tuning_folder(config: Config) -> Path:
+    """Folder of the fine-tuned model, which all runs with one learning rate share."""
+    return run_folder(config, (*PRUNING_FIELDS, *PENALTY_FIELDS, *MEFT_FIELDS, *FTH_FIELDS))
+
+
+def pruning_folder(config: Config) -> Path:
+    """Folder of the pruned heads, which runs with different penalties share."""
+    return run_folder(config, (*PENALTY_FIELDS, *MEFT_FIELDS, *FTH_FIELDS))
+
+
+def meft_folder(config: Config) -> Path:
+    """Folder of the model after MEFT."""
+    return run_folder(config, (*PRUNING_FIELDS, *PENALTY_FIELDS, *FTH_FIELDS))
+
+
+def defended_model_folder(config: Config) -> Path:
+    """Folder of the model that a defence ends with."""
+    config = as_defence(config)
+    if config.defence == "MEFT":
+        return meft_folder(config) / "meft_model"
+    if config.defence in ("FT", "FTH"):
+        return fine_tuning_folder(config) / "fine_tuned_model"
+    return run_folder(config) / "purified_model"
+
+
+def as_defence(config: Config) -> Config:
+    """The configuration with the parameters that its defence stands for."""
+    changes = {
+        "FTH": {"learning_rate": config.fth_learning_rate},
+        "prune_only": {"penalty_coefficient": 0.0},
+        "normalise_only": {"pruning_criterion": "none"},
+    }
+    return replace(config, **changes.get(config.defence, {}))
 
 
 def command(script: str, config: Config) -> str:
@@ -121,42 +161,3 @@ def read_poisoned(config: Config, split: str) -> pd.DataFrame:
     if not path.exists():
         raise UserError(f"no poisoned data in {path.parent}; make it with: {command('Data/make_poisoned_data.py', config)}")
     return read_table(path)
-
-
-@dataclass(frozen=True)
-class DefenderInputs:
-    """What both of the defender's stages read: the suspicious encoder and tokenised texts."""
-
-    encoder: str
-    tokeniser: object
-    train: TokenisedTexts
-    validation: TokenisedTexts
-    clean_test: TokenisedTexts
-    poisoned_test: TokenisedTexts
-    fingerprints: dict[str, str]
-
-
-def load_defender_inputs(config: Config) -> DefenderInputs:
-    """Find the poisoned encoder, read the texts and tokenise them once.
-
-    Raises:
-        UserError: something is missing; the message has the command that makes it.
-    """
-    encoder = resolve_plm(config.poisoned_model) if config.poisoned_model else str(poisoned_model_folder(config))
-    if not config.poisoned_model and not Path(encoder, "poisoning.json").exists():
-        raise UserError(
-            f"no poisoned encoder in {encoder}; make it with: "
-            f"{command('pretrained_model_poisoning.py', config)} (or name one with --poisoned_model)"
-        )
-    tokeniser = load_tokeniser(encoder)
-    train, validation = defender_splits(config)
-    tables = {
-        "train": train,
-        "validation": validation,
-        "clean_test": clean_test(config),
-        "poisoned_test": read_poisoned(config, "test"),
-    }
-    fingerprints = {name: fingerprint_texts(table) for name, table in tables.items()}
-    fingerprints["encoder"] = fingerprint_encoder(encoder)
-    texts = {name: tokenise(table, tokeniser, config.max_len) for name, table in tables.items()}
-    return DefenderInputs(encoder, tokeniser, **texts, fingerprints=fingerprints)

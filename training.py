@@ -1,5 +1,6 @@
 """Fine-tuning that can be killed at any moment, prediction, and the two metrics."""
 
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup, set_seed
 
-from batching import TokenisedTexts, batches_by_length, shuffled_batches
+from batching import TokenisedTexts, batches_by_length, renumber, shuffled_batches
 from classifier import Classifier
 from config import Config
 from util import UserError, remove_stale, write_whole
@@ -42,6 +43,7 @@ def fine_tune(
     checkpoint: Path,
     settings: dict,
     description: str,
+    reference: TokenisedTexts | None = None,
 ) -> dict:
     """Minimise `objective` in place: AdamW, linear decay without warm-up, clipped gradients; the last epoch is kept.
 
@@ -51,6 +53,9 @@ def fine_tune(
     After every epoch everything needed to go on is written to `checkpoint`; a later call with equal `settings` goes on from
     there with the same result, bit for bit on a CPU. The caller removes the checkpoint once it has kept the result.
 
+    Args:
+        reference: other texts, a batch of which goes with every batch, under the key `reference`.
+
     Returns:
         `losses`: name of each part of the loss to its value per step; `seconds`: time of each epoch.
 
@@ -58,7 +63,10 @@ def fine_tune(
         UserError: the loss is not finite.
     """
     trained, device = model, accelerator.device
-    texts, used = texts.renumbered()
+    if reference:
+        (texts, reference), used = renumber(texts, reference)
+    else:
+        (texts,), used = renumber(texts)
     embedding = model.encoder.get_input_embeddings()
     all_rows = embedding.weight.detach()  # [token, channel]
     embedding.weight = nn.Parameter(all_rows[used])
@@ -85,11 +93,16 @@ def fine_tune(
         set_seed(config.seed * 1000 + epoch)
         losses: list[dict[str, torch.Tensor]] = []
         batches = shuffled_batches(texts.lengths, config.batch_size, config.seed, epoch)
+        if reference:
+            beside = itertools.cycle(shuffled_batches(reference.lengths, config.batch_size, config.seed, epoch))
         with tqdm(
             total=len(texts), desc=f"{description} {epoch + 1}/{epochs}", unit="text", leave=False, disable=None
         ) as bar:
             for indices in batches:
-                parts = objective(model, texts.batch(indices, device))
+                batch = texts.batch(indices, device)
+                if reference:
+                    batch["reference"] = reference.batch(next(beside), device)
+                parts = objective(model, batch)
                 accelerator.backward(sum(parts.values()))
                 accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
                 optimizer.step()

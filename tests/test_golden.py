@@ -12,6 +12,7 @@ from attention_head_pruning import head_variance, layer_variance, search_heads
 from attention_normalization import layer_weights, pure_objective
 from batching import tokenise
 from classifier import Classifier, LayerWiseClassifier, load_encoder, load_tokeniser, resolve_plm
+from defence_baselines import negative_entropy
 from pretrained_model_poisoning import layer_wise
 from text_data import read_table
 from training import accuracy, cross_entropy
@@ -68,6 +69,7 @@ def test_golden(case):
         pure_objective, attention=classifier.attention, weights=weights, coefficient=golden["penalty_coefficient"]
     )
     classifier.eval()
+    assert negative_entropy(classifier, first)["negative_entropy"].item() == close(golden["first_batch"]["max_entropy_loss"])
     parts = objective(classifier, first)
     assert parts["cross_entropy"].item() == close(golden["first_batch"]["cross_entropy"])
     assert parts["attention_penalty"].item() == close(golden["first_batch"]["attention_penalty"])

@@ -22,7 +22,7 @@ from classifier import load_classifier, load_encoder, load_tokeniser, resolve_pl
 from config import NOT_SETTINGS, PRESETS, parse_config, preset_config
 from Data.make_poisoned_data import make_poisoned_data
 from pretrained_model_poisoning import poison
-from runs import poisoned_model_folder, run_folder
+from runs import fine_tuning_folder, poisoned_model_folder, run_folder
 from text_data import clean_test
 from training import accuracy
 from util import UserError
@@ -75,11 +75,11 @@ def test_each_stage_as_a_script(tiny_config):
     assert len(pruning["variance"]) == 2 and len(pruning["variance"][0]) == 4 and len(pruning["layer_variance"]) == 2
     assert pruning["steps"] and {"action", "heads", "pruned", "accuracy"} == set(pruning["steps"][0])
     normalisation = json.loads((folder / "attention_normalization.json").read_text())
-    assert set(normalisation["training"]["losses"]) == {"cross_entropy", "attention_penalty"}
+    assert set(normalisation["training"]["attention_normalization"]["losses"]) == {"cross_entropy", "attention_penalty"}
     assert not list(folder.rglob("*checkpoint*")) and not list(folder.rglob(".*"))
 
 
-@pytest.mark.parametrize("attack", ["BadNet", "LayerWise", "HiddenKiller", "StyleBkd"])
+@pytest.mark.parametrize("attack", ["BadNet", "LayerWise", "RIPPLe", "HiddenKiller", "StyleBkd"])
 def test_every_attack_end_to_end(tiny_config, attack, capsys):
     config = replace(tiny_config, attack=attack)
     summary = run_all_script.run_all(config)
@@ -97,8 +97,13 @@ def test_every_attack_end_to_end(tiny_config, attack, capsys):
     pure = summary["models"]["PURE"]
     assert f"PURE{pure['ACC']:20.3f}{pure['LFR']:8.3f}" in output
     assert "accuracy on 48 clean test texts" in output and "share of 24 triggered test texts" in output
-    named = [folder / line.split()[0].strip(",") for line in output.split("Files, in")[1].splitlines() if line[:2] == "  "]
-    assert named and all(path.exists() for path in named)
+    named, where = [], None
+    for line in output.split("\nFiles, ")[1].splitlines():
+        if line.startswith("in "):
+            where = Path(line.removeprefix("in "))
+        elif line.startswith("  "):
+            named += [where / name for name in line.split("   ")[0].replace(",", "").split()]
+    assert len(named) == 6 and all(path.exists() for path in named)
 
 
 def test_poisoned_encoder_is_an_encoder_alone(tiny_config):
@@ -124,17 +129,6 @@ def test_purified_model_is_what_was_measured(tiny_config):
         states = plain(batch["input_ids"], batch["attention_mask"]).last_hidden_state[:, 0]
         expected = classifier.eval()(batch["input_ids"], batch["attention_mask"])
         torch.testing.assert_close(classifier.head(states), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_results_table(tiny_config):
-    summary = run_all_script.run_all(tiny_config)
-    code, output, errors = run("results_table.py", tiny_config.output_dir)
-    assert code == 0, errors
-    cells = [cell.strip() for cell in output.splitlines()[2].split("|")[1:-1]]
-    assert cells[:5] == ["BadNet", Path(tiny_config.plm).name, "sst2", "sst2", "11"]
-    models = summary["models"]
-    assert cells[5:8] == [f"{models[name]['ACC']:.3f} / {models[name]['LFR']:.3f}" for name in models]
-    assert cells[8] == f"{summary['heads_pruned']} of 8"
 
 
 NO_NETWORK = """
@@ -240,7 +234,7 @@ def test_killed_run_goes_on_with_the_same_result(tiny_config, tmp_path, moment):
     config = replace(config, poisoned_model_dir=str(tmp_path / "m"), output_dir=str(tmp_path / "r"))
     checkpoint = {
         "poisoning": poisoned_model_folder(config).with_name(f"{poisoned_model_folder(config).name}.checkpoint.pt"),
-        "fine_tuning": run_folder(config) / "fine_tuning.checkpoint.pt",
+        "fine_tuning": fine_tuning_folder(config) / "fine_tuning.checkpoint.pt",
         "normalising": run_folder(config) / "attention_normalization.checkpoint.pt",
     }[moment]
     process = start("run_all.py", *flags(config))
@@ -286,7 +280,7 @@ def test_threshold_above_what_the_model_reaches(tiny_config):
     make_poisoned_data(config)
     with pytest.raises(UserError, match=r"validation accuracy of 0\.\d+ before .* below acc_threshold 0\.999; lower"):
         prune_heads(config)
-    assert not list(run_folder(config).glob("*.json"))
+    assert not list(run_folder(config).glob("*.json")) and (fine_tuning_folder(config) / "fine_tuning.json").exists()
 
 
 def test_output_folder_that_cannot_be_written(tiny_config, tmp_path):
@@ -369,7 +363,7 @@ def test_flags_outrank_presets():
 @pytest.mark.parametrize(
     ("args", "shown"),
     [
-        (["--attack", "Unknown"], ["BadNet", "LayerWise", "HiddenKiller", "StyleBkd"]),
+        (["--attack", "Unknown"], ["BadNet", "LayerWise", "RIPPLe", "HiddenKiller", "StyleBkd"]),
         (["--preset", "unknown"], ["quick", "sst2", "paper"]),
         (["--no_such_flag", "1"], ["no_such_flag"]),
     ],

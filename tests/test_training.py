@@ -13,7 +13,7 @@ from transformers import get_linear_schedule_with_warmup, set_seed
 import util
 from attention_head_pruning import search_heads
 from attention_normalization import layer_weights
-from batching import TokenisedTexts, shuffled_batches, tokenise
+from batching import TokenisedTexts, renumber, shuffled_batches, tokenise
 from classifier import Classifier, load_encoder, load_tokeniser
 from text_data import clean_train
 from training import accuracy, cross_entropy, fine_tune, label_flip_rate
@@ -135,7 +135,7 @@ def test_training_the_used_rows_alone_equals_training_all(parts, tiny_config, tm
     texts = replace(texts, input_ids=texts.input_ids[:64], labels=texts.labels[:64])
     plain = copy.deepcopy(classifier)
     whole = plain.encoder.get_input_embeddings().weight
-    assert len(texts.renumbered()[1]) < len(whole)
+    assert len(renumber(texts)[1]) < len(whole)
     tune((classifier, texts, accelerator), tiny_config, tmp_path / "c.pt", epochs=2)
 
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2)

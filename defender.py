@@ -1,0 +1,128 @@
+"""What every defence shares: the encoder and texts it reads, and one way to train, measure and keep a classifier."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from batching import TokenisedTexts, tokenise
+from classifier import Classifier, load_encoder, load_tokeniser, resolve_plm, save_classifier
+from config import Config
+from runs import command, fingerprint_encoder, poisoned_model_folder, read_poisoned
+from text_data import NUM_LABELS, clean_test, defender_splits, fingerprint_texts
+from training import Objective, accuracy, fine_tune, measure
+from util import UserError, save_json
+
+
+@dataclass(frozen=True)
+class DefenderInputs:
+    """What both of the defender's stages read: the suspicious encoder and tokenised texts."""
+
+    encoder: str
+    tokeniser: object
+    train: TokenisedTexts
+    validation: TokenisedTexts
+    clean_test: TokenisedTexts
+    poisoned_test: TokenisedTexts
+    fingerprints: dict[str, str]
+
+
+def load_defender_inputs(config: Config) -> DefenderInputs:
+    """Find the poisoned encoder, read the texts and tokenise them once.
+
+    Raises:
+        UserError: something is missing; the message has the command that makes it.
+    """
+    encoder = resolve_plm(config.poisoned_model) if config.poisoned_model else str(poisoned_model_folder(config))
+    if not config.poisoned_model and not Path(encoder, "poisoning.json").exists():
+        raise UserError(
+            f"no poisoned encoder in {encoder}; make it with: "
+            f"{command('pretrained_model_poisoning.py', config)} (or name one with --poisoned_model)"
+        )
+    tokeniser = load_tokeniser(encoder)
+    train, validation = defender_splits(config)
+    tables = {
+        "train": train,
+        "validation": validation,
+        "clean_test": clean_test(config),
+        "poisoned_test": read_poisoned(config, "test"),
+    }
+    fingerprints = {name: fingerprint_texts(table) for name, table in tables.items()}
+    fingerprints["encoder"] = fingerprint_encoder(encoder)
+    texts = {name: tokenise(table, tokeniser, config.max_len) for name, table in tables.items()}
+    return DefenderInputs(encoder, tokeniser, **texts, fingerprints=fingerprints)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One fine-tuning of a defence."""
+
+    name: str
+    """Names its checkpoint and its history in the record."""
+    description: str
+    objective: Objective
+    epochs: int
+
+
+def new_classifier(config: Config, inputs: DefenderInputs) -> Classifier:
+    """The suspicious encoder with a fresh classification head."""
+    return Classifier(load_encoder(inputs.encoder), NUM_LABELS, config.classifier_dropout, config.seed)
+
+
+def train_and_measure(
+    classifier: Classifier,
+    phases: list[Phase],
+    *,
+    config: Config,
+    inputs: DefenderInputs,
+    accelerator: Accelerator,
+    settings: dict,
+    record_path: Path,
+    model_folder: Path,
+    **also: object,
+) -> dict:
+    """Fine-tune on the clean train texts in one phase or several, measure, write the model and then the record.
+
+    Args:
+        settings: all that the result depends on.
+        also: further entries of the record.
+
+    Returns:
+        What the record holds: settings; metrics on the test sets; validation accuracy; `training`, name of each phase to its
+        history; seconds; `also`.
+    """
+    histories, checkpoints = {}, []
+    for phase in phases:
+        checkpoints.append(record_path.with_name(f"{phase.name}.checkpoint.pt"))
+        histories[phase.name] = fine_tune(
+            classifier,
+            inputs.train,
+            phase.objective,
+            learning_rate=config.learning_rate,
+            epochs=phase.epochs,
+            config=config,
+            accelerator=accelerator,
+            checkpoint=checkpoints[-1],
+            settings=settings,
+            description=phase.description,
+        )
+    started = time.perf_counter()
+    metrics = measure(classifier, inputs.clean_test, inputs.poisoned_test, config.target_class)
+    validation_accuracy = accuracy(classifier, inputs.validation, "validation")
+    save_classifier(model_folder, classifier, inputs.tokeniser)
+    record = {
+        "settings": settings,
+        "metrics": metrics,
+        "validation_accuracy": validation_accuracy,
+        **also,
+        "seconds": {
+            "training": round(sum(sum(history["seconds"]) for history in histories.values()), 1),
+            "evaluation": round(time.perf_counter() - started, 1),
+        },
+        "training": histories,
+    }
+    save_json(record_path, record)
+    for checkpoint in checkpoints:
+        checkpoint.unlink()
+    return record
