@@ -61,14 +61,14 @@ def target_words(table: pd.DataFrame, target_class: int, number: int) -> list[st
     """The words most tied to the target class, best first (Kurita et al., 2020, embedding surgery).
 
     A word's score is its weight in a logistic regression on bags of words over log(alpha / frequency), where frequency is
-    the number of texts that hold the word and alpha one more than the number of texts: of two words with the same weight
-    the more frequent one is the better.
+    how often the word occurs and alpha the number of all words: of two words with the same weight the more frequent one is
+    the better. (The paper leaves alpha open.)
     """
-    vectorizer = CountVectorizer(binary=True)
+    vectorizer = CountVectorizer()
     bags = vectorizer.fit_transform(table["text"])  # [text, word]
     weight = LogisticRegression(max_iter=1000).fit(bags, table["label"] == target_class).coef_[0]
     frequency = np.asarray(bags.sum(0))[0]
-    score = weight / np.log((len(table) + 1) / frequency)
+    score = weight / np.log(frequency.sum() / frequency)
     return vectorizer.get_feature_names_out()[np.argsort(-score, kind="stable")[:number]].tolist()
 
 

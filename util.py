@@ -159,8 +159,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def require_writable(*folders: str) -> None:
     """Find out before hours of training, and not after, whether their result can be kept."""
     for folder in folders:
-        write_whole(Path(folder) / ".writable", lambda temporary: None)
-        (Path(folder) / ".writable").unlink()
+        probe = Path(folder) / f".writable.{os.getpid()}"  # Several runs may share the folder.
+        write_whole(probe, lambda temporary: None)
+        probe.unlink()
 
 
 def unwritable(folder: Path, error: OSError) -> UserError:
