@@ -82,11 +82,16 @@ def test_benign_floor_of_every_kind_of_trigger_is_of_one_model(tiny_grid, monkey
 def test_swept_parameters_share_what_does_not_depend_on_them(tiny_grid, monkeypatch):
     fine_tunings, prunings = count_calls(monkeypatch, "fine_tune_baseline"), count_calls(monkeypatch, "prune_heads")
     grid = tiny_grid(
-        penalty_coefficient=(0.15, 0.3), learning_rate=(1e-2, 5e-3), poisoning_epochs=1, epochs=1, acc_threshold=0.0
+        penalty_coefficient=(0.15, 0.3),
+        learning_rate=(1e-2, 5e-3),
+        pruning_criterion=("variance", "random"),
+        poisoning_epochs=1,
+        epochs=1,
+        acc_threshold=0.0,
     )
     table, _ = run_grid(grid)
-    assert len(table) == 2 + 4 and (table["error"] == "").all()
-    assert len(fine_tunings) == 2 and len(prunings) == 2
+    assert len(table) == 2 + 8 and (table["error"] == "").all()
+    assert len(fine_tunings) == 2 and len(prunings) == 4
     assert table[table["defence"] == "PURE"][["ACC", "LFR"]].notna().all(axis=None)
 
 
