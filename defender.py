@@ -1,7 +1,9 @@
 """What every defence shares: the encoder and texts it reads, and one way to train, measure and keep a classifier."""
 
+import functools
+import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -28,6 +30,20 @@ class DefenderInputs:
     fingerprints: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Keyed:
+    """Something too large to be compared, known by its fingerprint."""
+
+    fingerprint: str
+    content: object = field(compare=False, repr=False)
+
+
+@functools.lru_cache(maxsize=8)
+def tokenise_once(table: Keyed, tokeniser: Keyed, max_len: int) -> TokenisedTexts:
+    """As `tokenise`; the cells of a grid read the same texts again and again."""
+    return tokenise(table.content, tokeniser.content, max_len)
+
+
 def load_defender_inputs(config: Config) -> DefenderInputs:
     """Find the poisoned encoder, read the texts and tokenise them once.
 
@@ -50,7 +66,10 @@ def load_defender_inputs(config: Config) -> DefenderInputs:
     }
     fingerprints = {name: fingerprint_texts(table) for name, table in tables.items()}
     fingerprints["encoder"] = fingerprint_encoder(encoder)
-    texts = {name: tokenise(table, tokeniser, config.max_len) for name, table in tables.items()}
+    vocabulary = Keyed(hashlib.sha256(tokeniser.backend_tokenizer.to_str().encode()).hexdigest(), tokeniser)
+    texts = {
+        name: tokenise_once(Keyed(fingerprints[name], table), vocabulary, config.max_len) for name, table in tables.items()
+    }
     return DefenderInputs(encoder, tokeniser, **texts, fingerprints=fingerprints)
 
 
