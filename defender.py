@@ -66,7 +66,10 @@ def load_defender_inputs(config: Config) -> DefenderInputs:
     }
     fingerprints = {name: fingerprint_texts(table) for name, table in tables.items()}
     fingerprints["encoder"] = fingerprint_encoder(encoder)
-    vocabulary = Keyed(hashlib.sha256(tokeniser.backend_tokenizer.to_str().encode()).hexdigest(), tokeniser)
+    # A few tokenisers are Python through and through; those are known by where they come from.
+    backend = getattr(tokeniser, "backend_tokenizer", None)
+    state = backend.to_str() if backend else f"{encoder} {tokeniser!r}"
+    vocabulary = Keyed(hashlib.sha256(state.encode()).hexdigest(), tokeniser)
     texts = {
         name: tokenise_once(Keyed(fingerprints[name], table), vocabulary, config.max_len) for name, table in tables.items()
     }
