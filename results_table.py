@@ -81,8 +81,8 @@ def with_spread(row: pd.Series, name: str) -> str:
     """Mean ± standard deviation, the mean alone for one seed, a dash for none."""
     if pd.isna(row[name]):
         return "-"
-    spread = row[f"{name}_std"]
-    return f"{row[name]:.3f}" if pd.isna(spread) else f"{row[name]:.3f} ± {spread:.3f}"
+    mean, spread = round(row[name], 3) + 0, row[f"{name}_std"]  # Adding 0 takes the sign from -0.
+    return f"{mean:.3f}" if pd.isna(spread) else f"{mean:.3f} ± {spread:.3f}"
 
 
 def results_table(table: pd.DataFrame) -> str:
