@@ -143,14 +143,21 @@ def print_table(summary: dict, config: Config) -> None:
         f"\nFine-tuning alone leaves an LFR of {tuned['LFR']:.3f}; PURE, without {summary['heads_pruned']} of "
         f"{summary['heads']} heads, leaves {pure['LFR']:.3f}, and changes ACC by {pure['ACC'] - tuned['ACC']:+.3f}."
     )
-    print(f"\nFiles, in {run_folder(config)}")
-    print("  purified_model/                the encoder after PURE, and its classification head")
-    print("  attention_normalization.json   layer weights, training losses")
-    print("  metrics.json, config.json      these numbers with confusion matrices; every setting")
-    print(f"in {fine_tuning_folder(config)}")
-    print("  fine_tuned_model/              the same after fine-tuning alone")
-    print(f"in {pruning_folder(config)}")
-    print("  attention_head_pruning.json    variance of each head, every step of the search, pruned heads")
+    print("\nFiles")
+    files = (
+        (run_folder, "purified_model/", "the encoder after PURE, and its classification head"),
+        (fine_tuning_folder, "fine_tuned_model/", "the same after fine-tuning alone"),
+        (run_folder, "metrics.json", "these numbers with confusion matrices"),
+        (run_folder, "config.json", "every setting"),
+        (pruning_folder, "attention_head_pruning.json", "variance of each head, steps of the search, pruned heads"),
+        (run_folder, "attention_normalization.json", "layer weights, training losses"),
+    )
+    where = None
+    for folder, name, content in sorted(files, key=lambda file: str(file[0](config))):
+        if folder(config) != where:
+            where = folder(config)
+            print(f"in {where}")
+        print(f"  {name:31}{content}")
     if not config.poisoned_model:
         print(f"and the poisoned encoder, in {poisoned_model_folder(config)}")
 

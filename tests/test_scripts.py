@@ -98,7 +98,7 @@ def test_every_attack_end_to_end(tiny_config, attack, capsys):
     assert f"PURE{pure['ACC']:20.3f}{pure['LFR']:8.3f}" in output
     assert "accuracy on 48 clean test texts" in output and "share of 24 triggered test texts" in output
     named, where = [], None
-    for line in output.split("\nFiles, ")[1].splitlines():
+    for line in output.split("\nFiles\n")[1].splitlines():
         if line.startswith("in "):
             where = Path(line.removeprefix("in "))
         elif line.startswith("  "):
