@@ -7,14 +7,12 @@ FT is plain fine-tuning; its model is also the one whose heads PURE measures, so
 learning rate. MEFT (Liu et al., Findings of ACL 2023) first maximises the entropy of the predictions.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import nn
 
 from config import Config, parse_config
 from defender import Phase, load_defender_inputs, new_classifier, train_and_measure
-from runs import DEFENCE_FIELDS, MEFT_FIELDS, as_defence, defended_model_folder, stage_settings
+from runs import DEFENCE_FIELDS, MEFT_FIELDS, as_defence, baseline_record, stage_settings
 from training import cross_entropy
 from util import UserError, finished_stage, make_accelerator, require_writable, run_script
 
@@ -38,8 +36,8 @@ def fine_tune_baseline(config: Config) -> dict:
     """
     config = as_defence(config)
     meft = config.defence == "MEFT"
-    model_folder = defended_model_folder(config if meft else replace(config, defence="FT"))
-    record_path = model_folder.with_name("meft.json" if meft else "fine_tuning.json")
+    record_path = baseline_record(config)
+    model_folder = record_path.with_name("meft_model" if meft else "fine_tuned_model")
     require_writable(config.output_dir)
     accelerator = make_accelerator(config.device, config.precision)
     inputs = load_defender_inputs(config)

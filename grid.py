@@ -28,10 +28,9 @@ from results_table import results_table
 from runs import (
     POISONED_DATA,
     as_defence,
+    baseline_record,
     defended_model_folder,
-    fine_tuning_folder,
     fingerprint_encoder,
-    meft_folder,
     poisoned_model_folder,
     pruning_folder,
     run_folder,
@@ -60,9 +59,8 @@ def stages(config: Config) -> list[Stage]:
         result.append(Stage(poison, config, record, config.poisoning_epochs))
     if config.defence == "MEFT":
         passes = config.entropy_epochs + config.epochs
-        return [*result, Stage(fine_tune_baseline, config, meft_folder(config) / "meft.json", passes)]
-    fine_tuning = fine_tuning_folder(config) / "fine_tuning.json"
-    result.append(Stage(fine_tune_baseline, replace(config, defence="FT"), fine_tuning, config.epochs))
+        return [*result, Stage(fine_tune_baseline, config, baseline_record(config), passes)]
+    result.append(Stage(fine_tune_baseline, replace(config, defence="FT"), baseline_record(config), config.epochs))
     if config.defence not in ("FT", "FTH"):
         result.append(Stage(prune_heads, config, pruning_folder(config) / PRUNING_RECORD, 0))
         result.append(Stage(normalise_attention, config, run_folder(config) / NORMALISATION_RECORD, config.epochs))

@@ -33,7 +33,7 @@ def read_grid(path: Path) -> pd.DataFrame:
         UserError: no such file, or it is none that a grid wrote.
     """
     try:
-        table = pd.read_csv(path, keep_default_na=True)
+        table = pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise UserError(
             f"can't read {path}: {error}; expected the CSV file of a grid (python run_all.py --seed 11 12)"

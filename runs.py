@@ -116,6 +116,13 @@ def defended_model_folder(config: Config) -> Path:
     return run_folder(config) / "purified_model"
 
 
+def baseline_record(config: Config) -> Path:
+    """Record of the baseline that a configuration names, FT's if it names none; it lies beside the model."""
+    if config.defence == "MEFT":
+        return meft_folder(config) / "meft.json"
+    return fine_tuning_folder(as_defence(config)) / "fine_tuning.json"
+
+
 def as_defence(config: Config) -> Config:
     """The configuration with the parameters that its defence stands for."""
     changes = {
