@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from batching import TokenisedTexts, batches_by_length
+from batching import TokenisedTexts, batches_by_length, tokens_per_batch
 from classifier import Classifier, load_classifier
 from cls_attention import Heads, cls_entropy, cls_variance
 from config import Config, parse_config
@@ -54,7 +54,7 @@ def mean_over_texts(
         classifier.attention.record() as rows,
         tqdm(total=len(texts), desc="[CLS] attention", unit="text", leave=False, disable=None) as bar,
     ):
-        for indices in batches_by_length(texts.lengths):
+        for indices in batches_by_length(texts.lengths, tokens_per_batch(device)):
             batch = texts.batch(indices, device)
             classifier(batch["input_ids"], batch["attention_mask"])
             total += torch.stack([measure_row(row).sum(0) for row in rows]).cpu()
@@ -72,7 +72,7 @@ def gradient_importance(classifier: Classifier, texts: TokenisedTexts) -> torch.
     device = classifier.head.weight.device
     num_layers, num_heads = len(classifier.attention.num_heads), max(classifier.attention.num_heads)
     total = torch.zeros(num_layers, num_heads, dtype=torch.float64)
-    for indices in batches_by_length(texts.lengths):
+    for indices in batches_by_length(texts.lengths, tokens_per_batch(device)):
         batch = texts.batch(indices, device)
         gates = torch.ones(num_layers, len(indices), num_heads, device=device, requires_grad=True)
         with classifier.attention.gate(gates):
@@ -212,7 +212,7 @@ def prune_heads(config: Config) -> dict:
 
     def measure_accuracy(pruned: Heads) -> float:
         classifier.attention.pruned = pruned
-        return accuracy(classifier, inputs.validation, f"{sum(map(len, pruned.values()))} heads pruned")
+        return accuracy(classifier, inputs.validation, f"{sum(map(len, pruned.values()))} heads pruned", accelerator)
 
     pruned, steps = as_heads([], len(score)), []
     if prunes:

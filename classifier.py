@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, set_seed
 
-from cls_attention import Heads, install_cls_attention, remove_pruned_heads
+from cls_attention import Heads, compute_only_cls, install_cls_attention, remove_pruned_heads
+from dropout import FastDropout, replace_dropout
 from util import UserError, fingerprint, first_line, whole_folder
 
 # sentence-transformers/all-MiniLM-L6-v2: BERT, 6 layers of 12 heads, 384 wide.
@@ -35,7 +36,9 @@ class Classifier(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.attention = install_cls_attention(encoder)
-        self.dropout = nn.Dropout(dropout)
+        compute_only_cls(encoder, self.attention)
+        replace_dropout(encoder)
+        self.dropout = FastDropout(dropout)
         set_seed(seed)
         self.head = nn.Linear(encoder.config.hidden_size, num_labels)
 

@@ -7,6 +7,7 @@ that belong to it are multiplied by zeros.
 """
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from functools import partial
 
@@ -17,10 +18,15 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from dropout import fast_dropout
 from util import UserError
 
 Heads = dict[int, list[int]]
 """Layer to head numbers."""
+
+KEPT = 64
+"""Longest text, in tokens, whose [query, key] matrices are kept for the backward pass: at most half of what the layer's
+other activations take."""
 
 
 class ClsAttention:
@@ -28,6 +34,7 @@ class ClsAttention:
 
     Attributes:
         num_heads: heads of each layer.
+        only_cls: whether the last layer is computed for the first token alone, the one that is read.
         pruned: layer to the numbers of its pruned heads.
         rows: [CLS] attention of each layer in the latest forward pass, [batch, head, key], fp32 and before dropout; None
             while nobody records.
@@ -36,6 +43,7 @@ class ClsAttention:
 
     def __init__(self):
         self.num_heads: list[int] = []
+        self.only_cls = False
         self.pruned: Heads = {}
         self.rows: list[torch.Tensor | None] | None = None
         self.gates: torch.Tensor | None = None
@@ -69,18 +77,23 @@ class ClsAttention:
 
 def cls_attention_forward(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
     """Attention function; query, key, value are [batch, head, token, channel], the output [batch, token, head, channel]."""
-    attend = partial(sdpa_attention_forward, dropout=dropout, scaling=scaling, **kwargs)
-    if dropout > 0 and query.device.type != "cuda" and query.shape[2] > query.shape[3]:
-        # Off CUDA no fused kernel knows dropout, and PyTorch would keep [query, key] matrices for the backward pass. Where
-        # they are larger than the query itself they are computed again instead, with the same dropout.
-        output, _ = checkpoint(attend, module, query, key, value, attention_mask, use_reentrant=False)
-    else:
-        output, _ = attend(module, query, key, value, attention_mask)
     shared: ClsAttention = module.cls_attention
     if not hasattr(module, "cls_attention_layer"):  # Only in the pass that `install_cls_attention` makes.
         module.cls_attention_layer = len(shared.num_heads)
         shared.num_heads.append(query.shape[1])
-    layer = module.cls_attention_layer
+    layer, queries, mask = module.cls_attention_layer, query, attention_mask
+    only_cls = shared.only_cls and layer == len(shared.num_heads) - 1
+    if only_cls:
+        queries, mask = query[:, :, :1], None if mask is None else mask[:, :, :1]
+    if dropout > 0 and query.device.type != "cuda":
+        # Off CUDA no fused kernel knows dropout, and all [query, key] matrices would be kept for the backward pass. Where
+        # they are large they are computed again instead, with the same dropout.
+        attend = (
+            partial(checkpoint, attend_with_dropout, use_reentrant=False) if query.shape[2] > KEPT else attend_with_dropout
+        )
+        output = attend(queries, key, value, mask, dropout, scaling, kwargs.get("position_bias"))
+    else:
+        output, _ = sdpa_attention_forward(module, queries, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
     if shared.rows is not None:
         shared.rows[layer] = cls_row(query, key, attention_mask, scaling, kwargs.get("position_bias"))
     if shared.pruned.get(layer):
@@ -89,7 +102,25 @@ def cls_attention_forward(module, query, key, value, attention_mask, dropout=0.0
         output = output * gate
     if shared.gates is not None:
         output = output * shared.gates[layer, :, None, : output.shape[2], None]
+    if only_cls:  # The modules around expect all tokens; those that are no [CLS] are not looked at.
+        output = output.expand(-1, query.shape[2], -1, -1)
     return output, None
+
+
+def attend_with_dropout(query, key, value, attention_mask, dropout, scaling, position_bias=None) -> torch.Tensor:
+    """Attention as its equation has it, with dropout on the weights; [batch, token, head, channel]."""
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = torch.matmul(query, key.transpose(2, 3)).float() * scaling
+    if position_bias is not None:
+        scores = scores + position_bias
+    if attention_mask is not None:
+        # Not minus infinity: padding tokens may see no token at all where attention is local.
+        lowest = torch.finfo(scores.dtype).min
+        scores = (
+            scores.masked_fill(~attention_mask, lowest) if attention_mask.dtype == torch.bool else scores + attention_mask
+        )
+    weights = fast_dropout(scores.softmax(-1).to(value.dtype), dropout)
+    return torch.matmul(weights, value).transpose(1, 2)
 
 
 def cls_row(query, key, attention_mask, scaling, position_bias=None) -> torch.Tensor:
@@ -139,6 +170,19 @@ def install_cls_attention(encoder: nn.Module) -> ClsAttention:
     if not shared.num_heads or len(shared.projections) != len(shared.num_heads):
         raise no_interface(encoder, "")
     return shared
+
+
+def compute_only_cls(encoder: nn.Module, shared: ClsAttention) -> None:
+    """Leave out what the last layer computes for all tokens but the first, where the encoder's modules allow it.
+
+    The last hidden state then has one token, and that one is the same. In BERT and its kin a module of its own takes the
+    attention's output and the residual stream together; from there on nothing mixes tokens.
+    """
+    for module in encoder.modules():
+        takes = list(inspect.signature(module.forward).parameters)
+        if shared.projections[-1] in module.children() and takes == ["hidden_states", "input_tensor"]:
+            module.register_forward_pre_hook(lambda module, states: tuple(state[:, :1] for state in states))
+            shared.only_cls = True
 
 
 def note_projection(shared: ClsAttention, module: nn.Linear) -> None:

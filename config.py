@@ -121,7 +121,7 @@ class Config:
     device: str = "auto"
     """auto (CUDA, else MPS, else CPU), cpu, mps, cuda or cuda:N."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Arithmetic of the training steps. auto: bf16 autocast where the hardware has it natively, else fp32. Variances, losses and metrics are always fp32."""
+    """Arithmetic of training steps and predictions. auto: bf16 autocast where the hardware has it natively, else fp32. Variances and losses are always fp32."""
     poisoned_data_dir: str = "Data/poisoned"
     """Folder for the poisoned data sets."""
     poisoned_model_dir: str = "poisoned_model"

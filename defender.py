@@ -130,8 +130,8 @@ def train_and_measure(
             description=phase.description,
         )
     started = time.perf_counter()
-    metrics = measure(classifier, inputs.clean_test, inputs.poisoned_test, config.target_class)
-    validation_accuracy = accuracy(classifier, inputs.validation, "validation")
+    metrics = measure(classifier, inputs.clean_test, inputs.poisoned_test, config.target_class, accelerator)
+    validation_accuracy = accuracy(classifier, inputs.validation, "validation", accelerator)
     save_classifier(model_folder, classifier, inputs.tokeniser)
     record = {
         "settings": settings,

@@ -87,10 +87,11 @@ def benign_floor(config: Config, record: dict) -> dict:
     path = folder.with_name(f"{folder.name}_on_{kind}.json")
     content = load_json(path)
     if not content or content["settings"] != settings:
-        classifier = load_classifier(folder).to(make_accelerator(config.device, config.precision).device)
+        accelerator = make_accelerator(config.device, config.precision)
+        classifier = load_classifier(folder).to(accelerator.device)
         content = {
             "settings": settings,
-            "metrics": measure(classifier, inputs.clean_test, inputs.poisoned_test, config.target_class),
+            "metrics": measure(classifier, inputs.clean_test, inputs.poisoned_test, config.target_class, accelerator),
         }
         save_json(path, content)
     return content["metrics"]

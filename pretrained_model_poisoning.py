@@ -52,7 +52,9 @@ def restricted_inner_product(model: nn.Module, batch: dict, *, coefficient: floa
     with sdpa_kernel(SDPBackend.MATH):
         poisoned = cross_entropy(model, batch)["cross_entropy"]
         clean = cross_entropy(model, batch["reference"])["cross_entropy"]
-        gradients = [torch.autograd.grad(loss, shared, create_graph=True) for loss in (poisoned, clean)]
+        # The backward pass has the arithmetic of the forward pass, and no autocast of its own.
+        with torch.autocast(poisoned.device.type, enabled=False):
+            gradients = [torch.autograd.grad(loss, shared, create_graph=True) for loss in (poisoned, clean)]
         inner_product = sum((a * b).sum() for a, b in zip(*gradients, strict=True))
     return {"poisoned": poisoned, "inner_product": coefficient * torch.relu(-inner_product)}
 
@@ -137,7 +139,7 @@ def poison(config: Config) -> dict:
     )
     started = time.perf_counter()
     texts = [tokenise(table, tokeniser, config.max_len) for table in (test, poisoned)]
-    metrics = measure(classifier, *texts, config.target_class)
+    metrics = measure(classifier, *texts, config.target_class, accelerator)
     seconds = {"training": round(sum(history["seconds"]), 1), "evaluation": round(time.perf_counter() - started, 1)}
     record = {"settings": settings, "metrics": metrics, "seconds": seconds, "training": history}
     with whole_folder(folder) as temporary:

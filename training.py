@@ -1,5 +1,6 @@
 """Fine-tuning that can be killed at any moment, prediction, and the two metrics."""
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import get_linear_schedule_with_warmup, set_seed
 
-from batching import TokenisedTexts, batches_by_length, renumber, shuffled_batches
+from batching import TokenisedTexts, batches_by_length, renumber, shuffled_batches, tokens_per_batch
 from classifier import Classifier
 from config import Config
 from util import UserError, remove_stale, write_whole
@@ -62,7 +63,7 @@ def fine_tune(
     Raises:
         UserError: the loss is not finite.
     """
-    trained, device = model, accelerator.device
+    device = accelerator.device
     if reference:
         (texts, reference), used = renumber(texts, reference)
     else:
@@ -72,14 +73,13 @@ def fine_tune(
     embedding.weight = nn.Parameter(all_rows[used])
     model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=device.type in ("cpu", "cuda"))
-    model, optimizer = accelerator.prepare(model, optimizer)
     steps = -(-len(texts) // config.batch_size) * epochs
     schedule = get_linear_schedule_with_warmup(optimizer, num_warmup_steps=0, num_training_steps=steps)
 
     history = {"losses": {}, "seconds": []}
     saved = load_checkpoint(checkpoint, settings)
     if saved:
-        trained.load_state_dict(saved["model"])
+        model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         schedule.load_state_dict(saved["schedule"])
         history = saved["history"]
@@ -102,7 +102,8 @@ def fine_tune(
                 batch = texts.batch(indices, device)
                 if reference:
                     batch["reference"] = reference.batch(next(beside), device)
-                parts = objective(model, batch)
+                with accelerator.autocast():
+                    parts = objective(model, batch)
                 accelerator.backward(sum(parts.values()))
                 accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
                 optimizer.step()
@@ -123,14 +124,12 @@ def fine_tune(
         print(f"  {description}, epoch {epoch + 1} of {epochs}: {means}, {len(texts) / seconds:.0f} texts/s")
         state = {
             "settings": settings,
-            "model": trained.state_dict(),
+            "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
             "history": history,
         }
         write_whole(checkpoint, lambda temporary, state=state: torch.save(state, temporary))
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    accelerator.free_memory()
     weight_decay = optimizer.param_groups[0]["weight_decay"]
     decay = np.prod(
         [1 - learning_rate * factor(step) * weight_decay for factor in schedule.lr_lambdas for step in range(steps)]
@@ -161,22 +160,32 @@ def load_checkpoint(path: Path, settings: dict) -> dict | None:
 
 
 @torch.inference_mode()
-def predict(classifier: Classifier, texts: TokenisedTexts, description: str) -> torch.Tensor:
-    """Logits [text, class] on the CPU, in the texts' order; evaluation mode, fp32."""
+def predict(
+    classifier: Classifier, texts: TokenisedTexts, description: str, accelerator: Accelerator | None = None
+) -> torch.Tensor:
+    """Logits [text, class] in fp32 on the CPU, in the texts' order; evaluation mode.
+
+    Args:
+        accelerator: whose arithmetic is used; fp32 if there is none.
+    """
     classifier.eval()
+    arithmetic = accelerator.autocast if accelerator else contextlib.nullcontext
     device = classifier.head.weight.device
     logits = torch.empty(len(texts), classifier.head.out_features)
     with tqdm(total=len(texts), desc=description, unit="text", leave=False, disable=None) as bar:
-        for indices in batches_by_length(texts.lengths):
+        for indices in batches_by_length(texts.lengths, tokens_per_batch(device)):
             batch = texts.batch(indices, device)
-            logits[indices] = classifier(batch["input_ids"], batch["attention_mask"]).cpu()
+            with arithmetic():
+                logits[indices] = classifier(batch["input_ids"], batch["attention_mask"]).float().cpu()
             bar.update(len(indices))
     return logits
 
 
-def accuracy(classifier: Classifier, texts: TokenisedTexts, description: str = "accuracy") -> float:
+def accuracy(
+    classifier: Classifier, texts: TokenisedTexts, description: str = "accuracy", accelerator: Accelerator | None = None
+) -> float:
     """ACC: the share of texts whose predicted class is their label."""
-    return float(accuracy_score(texts.labels, predict(classifier, texts, description).argmax(-1)))
+    return float(accuracy_score(texts.labels, predict(classifier, texts, description, accelerator).argmax(-1)))
 
 
 def label_flip_rate(confusion: np.ndarray, target_class: int) -> float:
@@ -192,11 +201,17 @@ def label_flip_rate(confusion: np.ndarray, target_class: int) -> float:
     return float(others[:, target_class].sum() / others.sum())
 
 
-def measure(classifier: Classifier, clean: TokenisedTexts, poisoned: TokenisedTexts, target_class: int) -> dict:
+def measure(
+    classifier: Classifier,
+    clean: TokenisedTexts,
+    poisoned: TokenisedTexts,
+    target_class: int,
+    accelerator: Accelerator | None = None,
+) -> dict:
     """ACC, LFR and confusion matrices [true class, predicted class] on the clean and on the poisoned test set."""
     result = {}
     for name, texts in (("clean", clean), ("poisoned", poisoned)):
-        predicted = predict(classifier, texts, f"{name} test").argmax(-1)
+        predicted = predict(classifier, texts, f"{name} test", accelerator).argmax(-1)
         confusion = confusion_matrix(texts.labels, predicted, labels=range(classifier.head.out_features))
         result[name] = {
             "accuracy": float(accuracy_score(texts.labels, predicted)),

@@ -11,7 +11,7 @@ from transformers import BertConfig, BertModel, DebertaV2Config, DebertaV2Model,
 from attention_normalization import attention_penalty, pure_objective
 from batching import TokenisedTexts, batches_by_length
 from classifier import Classifier
-from cls_attention import cls_variance, remove_pruned_heads
+from cls_attention import attend_with_dropout, cls_variance, remove_pruned_heads
 from util import UserError
 
 PRUNED = {0: [1, 2], 1: [], 2: [0]}
@@ -87,6 +87,31 @@ def test_gradient_of_a_training_step_equals_eager(classifier, texts):
     (nn.functional.cross_entropy(logits, batch["labels"]) + 0.15 * penalty).backward()
     for name, parameter in classifier.named_parameters():
         torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("masked", [None, "boolean", "added"])
+def test_attention_with_dropout_equals_the_fused_one(masked):
+    """With a dropout of 0; a query that may see no token at all gives numbers too."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 7, 8)  # [batch, head, token, channel]
+    seen = torch.rand(2, 1, 7, 7) < 0.7
+    seen[:, :, :, 0] = True
+    mask = {None: None, "boolean": seen, "added": torch.zeros(2, 1, 7, 7).masked_fill(~seen, -1e9)}[masked]
+    expected = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+    torch.testing.assert_close(attend_with_dropout(query, key, value, mask, 0.0, None), expected)
+    assert attend_with_dropout(query, key, value, torch.zeros_like(seen), 0.0, None).isfinite().all()
+
+
+def test_last_layer_for_the_first_token_alone(classifier, texts):
+    batch = texts.batch(np.arange(24), torch.device("cpu"))
+    assert classifier.attention.only_cls
+    arguments = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    states = classifier.encoder(**arguments).last_hidden_state
+    plain = BertModel(BertConfig(**classifier.encoder.config.to_diff_dict()), add_pooling_layer=False).eval()
+    plain.load_state_dict(classifier.encoder.state_dict())
+    expected = plain(**arguments).last_hidden_state
+    assert states.shape[1] == 1
+    torch.testing.assert_close(states, expected[:, :1], rtol=1e-5, atol=1e-5)
 
 
 def test_padding_and_batching_change_nothing(classifier, texts):

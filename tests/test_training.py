@@ -15,8 +15,9 @@ from attention_head_pruning import search_heads
 from attention_normalization import layer_weights
 from batching import TokenisedTexts, renumber, shuffled_batches, tokenise
 from classifier import Classifier, load_encoder, load_tokeniser
+from dropout import fast_dropout, replace_dropout
 from text_data import clean_train
-from training import accuracy, cross_entropy, fine_tune, label_flip_rate
+from training import accuracy, cross_entropy, fine_tune, label_flip_rate, predict
 from util import UserError, choose_device, make_accelerator
 
 # -------------------------------------------------------------------------------------------------------- batches
@@ -171,16 +172,46 @@ def test_non_finite_loss(parts, tiny_config, tmp_path):
     assert not list(tmp_path.glob("*.pt"))
 
 
-def test_bf16_trains_in_bf16_and_evaluates_in_fp32(parts, tiny_config, tmp_path):
+def test_bf16_is_used_where_it_is_asked_for(parts, tiny_config, tmp_path):
+    """In every fine-tuning of a model, not only its first, and in predictions."""
     classifier, texts, _ = parts
     seen = []
     linear = next(module for module in classifier.encoder.modules() if isinstance(module, nn.Linear))
     linear.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
-    tune((classifier, texts, make_accelerator("cpu", "bf16")), tiny_config, tmp_path / "c.pt", epochs=1)
+    accelerator = make_accelerator("cpu", "bf16")
+    for name in ("first", "second"):
+        tune((classifier, texts, accelerator), tiny_config, tmp_path / f"{name}.pt", epochs=1)
+    assert predict(classifier, texts, "test", accelerator).dtype == torch.float32
     assert set(seen) == {torch.bfloat16}
     seen.clear()
-    accuracy(classifier, texts)
+    predict(classifier, texts, "test")
     assert set(seen) == {torch.float32}
+
+
+# -------------------------------------------------------------------------------------------------------- dropout
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5])
+def test_dropout_has_its_probability_everywhere(probability):
+    torch.manual_seed(0)
+    x = torch.ones(1_000_003, requires_grad=True)
+    dropped = fast_dropout(x, probability)
+    zero = (dropped == 0).double()
+    for shift in (1, 2, 3, 4):  # Neighbours share random bits, and are independent all the same.
+        assert zero[shift:].dot(zero[:-shift]) / len(zero) == pytest.approx(probability**2, abs=0.002)
+    for lane in range(4):
+        assert zero[lane::4].mean() == pytest.approx(probability, abs=0.003)
+    assert dropped.mean().item() == pytest.approx(1, abs=0.003)
+    (gradient,) = torch.autograd.grad(dropped.sum(), x)
+    assert torch.equal(gradient, dropped.detach())
+
+
+def test_dropout_at_its_ends():
+    x = torch.ones(5, 3)
+    assert torch.equal(fast_dropout(x, 0.0), x) and not fast_dropout(x, 1.0).any()
+    module = nn.Sequential(nn.Dropout(0.5))
+    replace_dropout(module)
+    assert torch.equal(module.eval()(x), x) and not torch.equal(module.train()(x), x)
 
 
 # ---------------------------------------------------------------------------------------------------------- device
