@@ -22,6 +22,7 @@ from cls_attention import Heads, cls_entropy, cls_variance
 from config import Config, parse_config
 from defence_baselines import fine_tune_baseline
 from defender import DefenderInputs, load_defender_inputs
+from layer_cache import LayerCache
 from runs import DEFENCE_FIELDS, PRUNING_FIELDS, command, fine_tuning_folder, pruning_folder, stage_settings
 from training import accuracy
 from util import UserError, finished_stage, load_json, make_accelerator, run_script, save_json
@@ -93,6 +94,18 @@ def pruning_score(criterion: str, classifier: Classifier, texts: TokenisedTexts,
     if criterion == "random":
         return torch.rand(variance.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return -variance if criterion == "highest_variance" else variance
+
+
+def accuracy_without(classifier: Classifier, texts: TokenisedTexts, accelerator: Accelerator) -> Callable[[Heads], float]:
+    """A function from pruned heads to accuracy on `texts`; it leaves those heads pruned."""
+    cache = LayerCache(classifier, int(texts.lengths.sum()))
+
+    def measure_accuracy(pruned: Heads) -> float:
+        classifier.attention.pruned = pruned
+        with cache.passing():
+            return accuracy(classifier, texts, f"{sum(map(len, pruned.values()))} heads pruned", accelerator)
+
+    return measure_accuracy
 
 
 def search_heads(
@@ -209,13 +222,9 @@ def prune_heads(config: Config) -> dict:
     classifier = load_classifier(fine_tuning_folder(config) / "fine_tuned_model").to(accelerator.device)
     variance = head_variance(classifier, inputs.validation, config.max_len)
     score = pruning_score(config.pruning_criterion, classifier, inputs.validation, variance, config.seed)
-
-    def measure_accuracy(pruned: Heads) -> float:
-        classifier.attention.pruned = pruned
-        return accuracy(classifier, inputs.validation, f"{sum(map(len, pruned.values()))} heads pruned", accelerator)
-
     pruned, steps = as_heads([], len(score)), []
     if prunes:
+        measure_accuracy = accuracy_without(classifier, inputs.validation, accelerator)
         pruned, steps = search_heads(score, measure_accuracy, config.acc_threshold, config.prune_step)
     classifier.attention.pruned = pruned
     record = {

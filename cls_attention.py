@@ -9,7 +9,6 @@ that belong to it are multiplied by zeros.
 import contextlib
 import inspect
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 from torch import nn
@@ -27,6 +26,8 @@ Heads = dict[int, list[int]]
 KEPT = 64
 """Longest text, in tokens, whose [query, key] matrices are kept for the backward pass: at most half of what the layer's
 other activations take."""
+PART = 2**22
+"""Elements of a [text, head, query, key] tensor that is held at a time where texts are longer."""
 
 
 class ClsAttention:
@@ -87,11 +88,10 @@ def cls_attention_forward(module, query, key, value, attention_mask, dropout=0.0
         queries, mask = query[:, :, :1], None if mask is None else mask[:, :, :1]
     if dropout > 0 and query.device.type != "cuda":
         # Off CUDA no fused kernel knows dropout, and all [query, key] matrices would be kept for the backward pass. Where
-        # they are large they are computed again instead, with the same dropout.
-        attend = (
-            partial(checkpoint, attend_with_dropout, use_reentrant=False) if query.shape[2] > KEPT else attend_with_dropout
-        )
-        output = attend(queries, key, value, mask, dropout, scaling, kwargs.get("position_bias"))
+        # they are large they are computed again instead, with the same dropout, for a few texts at a time.
+        arguments = (queries, key, value, mask, dropout, scaling, kwargs.get("position_bias"))
+        attend = attend_with_dropout if query.shape[2] <= KEPT else attend_in_parts
+        output = attend(*arguments)
     else:
         output, _ = sdpa_attention_forward(module, queries, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
     if shared.rows is not None:
@@ -121,6 +121,20 @@ def attend_with_dropout(query, key, value, attention_mask, dropout, scaling, pos
         )
     weights = fast_dropout(scores.softmax(-1).to(value.dtype), dropout)
     return torch.matmul(weights, value).transpose(1, 2)
+
+
+def attend_in_parts(query, key, value, attention_mask, dropout, scaling, position_bias=None) -> torch.Tensor:
+    """As `attend_with_dropout`, but what is kept for the backward pass, and what is held at any time, is small."""
+    texts = max(1, PART // (query.shape[1] * query.shape[2] * key.shape[2]))
+
+    def attend(part: slice) -> torch.Tensor:
+        mask, bias = (
+            None if each is None else each.expand(len(query), -1, -1, -1)[part] for each in (attention_mask, position_bias)
+        )
+        return attend_with_dropout(query[part], key[part], value[part], mask, dropout, scaling, bias)
+
+    parts = [slice(start, start + texts) for start in range(0, len(query), texts)]
+    return torch.cat([checkpoint(attend, part, use_reentrant=False) for part in parts])
 
 
 def cls_row(query, key, attention_mask, scaling, position_bias=None) -> torch.Tensor:

@@ -169,14 +169,14 @@ def predict(
         accelerator: whose arithmetic is used; fp32 if there is none.
     """
     classifier.eval()
-    arithmetic = accelerator.autocast if accelerator else contextlib.nullcontext
     device = classifier.head.weight.device
     logits = torch.empty(len(texts), classifier.head.out_features)
-    with tqdm(total=len(texts), desc=description, unit="text", leave=False, disable=None) as bar:
+    # Around the loop, so that autocast converts each weight once and not per batch.
+    arithmetic = accelerator.autocast() if accelerator else contextlib.nullcontext()
+    with arithmetic, tqdm(total=len(texts), desc=description, unit="text", leave=False, disable=None) as bar:
         for indices in batches_by_length(texts.lengths, tokens_per_batch(device)):
             batch = texts.batch(indices, device)
-            with arithmetic():
-                logits[indices] = classifier(batch["input_ids"], batch["attention_mask"]).float().cpu()
+            logits[indices] = classifier(batch["input_ids"], batch["attention_mask"]).float().cpu()
             bar.update(len(indices))
     return logits
 

@@ -30,11 +30,16 @@ def first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def run_script(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a `UserError` becomes one line on standard error and exit code 2."""
+def quieten_libraries() -> None:
+    """No reports and progress bars of the libraries that load models."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     hub_logging.set_verbosity_error()
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's `main`; a `UserError` becomes one line on standard error and exit code 2."""
+    quieten_libraries()
     try:
         main()
     except UserError as error:

@@ -8,10 +8,15 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel, DebertaV2Config, DebertaV2Model, set_seed
 
+import cls_attention
+import layer_cache
 from attention_normalization import attention_penalty, pure_objective
 from batching import TokenisedTexts, batches_by_length
+from benchmark import remove_heads
 from classifier import Classifier
-from cls_attention import attend_with_dropout, cls_variance, remove_pruned_heads
+from cls_attention import attend_in_parts, attend_with_dropout, cls_variance, remove_pruned_heads
+from layer_cache import LayerCache
+from training import predict
 from util import UserError
 
 PRUNED = {0: [1, 2], 1: [], 2: [0]}
@@ -90,7 +95,7 @@ def test_gradient_of_a_training_step_equals_eager(classifier, texts):
 
 
 @pytest.mark.parametrize("masked", [None, "boolean", "added"])
-def test_attention_with_dropout_equals_the_fused_one(masked):
+def test_attention_with_dropout_equals_the_fused_one(masked, monkeypatch):
     """With a dropout of 0; a query that may see no token at all gives numbers too."""
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 4, 7, 8)  # [batch, head, token, channel]
@@ -98,7 +103,9 @@ def test_attention_with_dropout_equals_the_fused_one(masked):
     seen[:, :, :, 0] = True
     mask = {None: None, "boolean": seen, "added": torch.zeros(2, 1, 7, 7).masked_fill(~seen, -1e9)}[masked]
     expected = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
-    torch.testing.assert_close(attend_with_dropout(query, key, value, mask, 0.0, None), expected)
+    for attend in (attend_with_dropout, attend_in_parts):
+        monkeypatch.setattr(cls_attention, "PART", 1)
+        torch.testing.assert_close(attend(query, key, value, mask, 0.0, None), expected)
     assert attend_with_dropout(query, key, value, torch.zeros_like(seen), 0.0, None).isfinite().all()
 
 
@@ -142,15 +149,6 @@ def test_penalty_equals_its_definition(classifier, texts):
     assert attention_penalty(rows, classifier.attention, WEIGHTS).item() == pytest.approx(expected, rel=1e-5)
 
 
-def shrink(linear: nn.Linear, keep: list[int], axis: int) -> nn.Linear:
-    """A linear layer with some of its rows (axis 0) or columns (axis 1)."""
-    weight = linear.weight[keep] if axis == 0 else linear.weight[:, keep]
-    small = nn.Linear(weight.shape[1], weight.shape[0])
-    small.weight = nn.Parameter(weight.detach().clone())
-    small.bias = nn.Parameter((linear.bias[keep] if axis == 0 else linear.bias).detach().clone())
-    return small
-
-
 def test_gating_a_head_equals_removing_it(classifier, texts):
     batch = texts.batch(np.arange(24), torch.device("cpu"))
     unpruned, _ = run(classifier, batch)
@@ -162,13 +160,41 @@ def test_gating_a_head_equals_removing_it(classifier, texts):
     classifier.attention.pruned = {}
     torch.testing.assert_close(run(classifier, batch)[0], gated, rtol=1e-5, atol=1e-5)
 
-    for layer, heads in PRUNED.items():
-        keep = [8 * head + channel for head in range(4) if head not in heads for channel in range(8)]
-        attention = classifier.encoder.encoder.layer[layer].attention
-        for name in ("query", "key", "value"):
-            setattr(attention.self, name, shrink(getattr(attention.self, name), keep, axis=0))
-        attention.output.dense = shrink(attention.output.dense, keep, axis=1)
+    remove_heads(classifier.encoder, PRUNED)
     torch.testing.assert_close(run(classifier, batch)[0], gated, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [2**30, 3 * 300 * 32 * 4])
+def test_evaluation_from_the_first_changed_layer_equals_the_whole(classifier, texts, monkeypatch, limit):
+    """Whatever order heads go and come back in; with the states of all layers kept, and with fewer."""
+    monkeypatch.setattr(layer_cache, "LIMIT", limit)
+    cache = LayerCache(classifier, int(texts.lengths.sum()))
+    assert len(cache.layers) == 3 and (cache.stride == 1) == (limit == 2**30)
+    calls = []
+    for number, layer in enumerate(cache.layers):
+        layer.attention.register_forward_hook(lambda module, args, output, number=number: calls.append(number))
+    for pruned in ({}, {2: [1]}, {2: [1], 1: [0, 3]}, {1: [0, 3]}, {1: [0, 3]}, {0: [2]}, {}):
+        classifier.attention.pruned = pruned
+        expected = predict(classifier, texts, "whole")
+        calls.clear()
+        with cache.passing():
+            found = predict(classifier, texts, "from the first changed layer")
+        assert torch.equal(found, expected)
+        assert min(calls) == cache.start
+    assert "forward" not in vars(cache.layers[0])
+
+
+def test_an_interrupted_evaluation_is_not_gone_on_from(classifier, texts):
+    cache = LayerCache(classifier, int(texts.lengths.sum()))
+    expected = predict(classifier, texts, "whole")
+    with cache.passing():
+        predict(classifier, texts, "all")
+    classifier.attention.pruned = {1: [0]}
+    with pytest.raises(KeyboardInterrupt), cache.passing():
+        raise KeyboardInterrupt
+    classifier.attention.pruned = {}
+    with cache.passing():
+        assert torch.equal(predict(classifier, texts, "again"), expected)
 
 
 @pytest.mark.parametrize("max_len", [16, 128])

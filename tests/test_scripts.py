@@ -81,7 +81,8 @@ def test_each_stage_as_a_script(tiny_config):
 
 @pytest.mark.parametrize("attack", ["BadNet", "LayerWise", "RIPPLe", "HiddenKiller", "StyleBkd"])
 def test_every_attack_end_to_end(tiny_config, attack, capsys):
-    config = replace(tiny_config, attack=attack)
+    # After 4 epochs the tiny encoder has learnt the trigger only by half with some seeds.
+    config = replace(tiny_config, attack=attack, poisoning_epochs=8)
     summary = run_all_script.run_all(config)
     folder = run_folder(config)
     assert json.loads((folder / "metrics.json").read_text()) == summary

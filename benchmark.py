@@ -1,0 +1,476 @@
+"""How much faster than the published way: both side by side on the same texts, machine and threads.
+
+    python benchmark.py                                          # the project's reviews
+    python benchmark.py --clean_dataset sst2_glue sst2 --data_dir DATA_FOLDER
+
+The published way pads every text to max_len, computes eager attention and returns all of it, in fp32, and copies the model,
+removes heads and evaluates every validation text at each step of the pruning search. Before anything is timed, the two are
+held against each other in fp32: loss, variances and pruned heads have to agree.
+"""
+
+import contextlib
+import copy
+import io
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+from transformers import AutoModel
+
+from attention_head_pruning import accuracy_without, head_variance, search_heads
+from attention_normalization import attention_penalty, pure_objective
+from batching import TokenisedTexts, shuffled_batches, tokenise
+from classifier import Classifier, load_encoder, load_tokeniser, resolve_plm
+from cls_attention import ClsAttention, Heads
+from config import Config, preset_config
+from text_data import NUM_LABELS, defender_splits
+from training import accuracy, cross_entropy, fine_tune, predict
+from util import UserError, choose_device, has_native_bf16, make_accelerator, quieten_libraries, run_script, save_json
+
+WEIGHTS = 0.5
+"""w_l of every layer in the attention penalty: its value changes nothing about the time."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is timed."""
+
+    clean_dataset: tuple[str, ...] = ("reviews",)
+    """Data sets, as `run_all.py` takes them."""
+    texts: int = 192
+    """Texts of the train split that are trained on, and of the validation split that are evaluated."""
+    repeats: int = 3
+    """Of each measurement, the two ways in turn; medians are reported."""
+    plm: str = "minilm"
+    """Encoder of the BERT family: `minilm`, a folder, or a hub id."""
+    data_dir: str | None = os.environ.get("PURE_DATA_DIR")
+    """Folder of the data sets. Default: the environment variable PURE_DATA_DIR."""
+    device: str = "auto"
+    """auto (CUDA, else MPS, else CPU), cpu, mps, cuda or cuda:N."""
+    max_len: int = 128
+    """Tokens that the published way pads to."""
+    memory_len: int = 512
+    """Tokens per text where peak memory is measured; 0: not measured."""
+    output: str = "results/benchmark.json"
+    """Where the numbers are written."""
+
+
+# ------------------------------------------------------------------------------------------------- the published way
+
+
+class Published(nn.Module):
+    """The classifier as published: eager attention, all of which is returned; the weights are those of ours."""
+
+    def __init__(self, source: str, classifier: Classifier):
+        super().__init__()
+        self.encoder = AutoModel.from_pretrained(source, attn_implementation="eager", add_pooling_layer=False)
+        self.encoder.load_state_dict(classifier.encoder.state_dict())
+        self.dropout = nn.Dropout(classifier.dropout.p)
+        self.head = copy.deepcopy(classifier.head)
+        self.to(classifier.head.weight.device)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Tokens [batch, token] to logits [batch, class] and each layer's attention [batch, head, query, key]."""
+        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, output_attentions=True)
+        return self.head(self.dropout(output.last_hidden_state[:, 0])), output.attentions
+
+
+def padded_batch(texts: TokenisedTexts, indices: np.ndarray, max_len: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """A batch in which every text has `max_len` tokens."""
+    batch = texts.batch(indices, torch.device("cpu"))
+    extra = max_len - batch["input_ids"].shape[1]
+    batch["input_ids"] = nn.functional.pad(batch["input_ids"], (0, extra), value=texts.pad_token_id)
+    batch["attention_mask"] = nn.functional.pad(batch["attention_mask"], (0, extra))
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def published_loss(model: Published, batch: dict, penalty: bool, attention: ClsAttention) -> torch.Tensor:
+    """Cross-entropy, and the attention penalty with it if asked for."""
+    logits, attentions = model(batch["input_ids"], batch["attention_mask"])
+    loss = nn.functional.cross_entropy(logits, batch["labels"])
+    if penalty:
+        rows = [layer[:, :, 0] for layer in attentions]
+        loss = loss + 0.15 * attention_penalty(rows, attention, [WEIGHTS] * len(rows))
+    return loss
+
+
+def published_epoch(model: Published, texts: TokenisedTexts, penalty: bool, config: Config, attention: ClsAttention) -> None:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
+    device = model.head.weight.device
+    model.train()
+    for indices in np.array_split(np.arange(len(texts)), len(texts) // config.batch_size):
+        loss = published_loss(model, padded_batch(texts, indices, config.max_len, device), penalty, attention)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        loss.item()
+
+
+@torch.no_grad()
+def published_pass(model: Published, texts: TokenisedTexts, config: Config) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [text, class] of all texts, and the variance of [CLS] attention, [layer, head], as the mean over texts."""
+    model.eval()
+    logits, variances = [], []
+    for start in range(0, len(texts), config.batch_size):
+        indices = np.arange(start, min(start + config.batch_size, len(texts)))
+        batch = padded_batch(texts, indices, config.max_len, model.head.weight.device)
+        output, attentions = model(batch["input_ids"], batch["attention_mask"])
+        logits.append(output.cpu())
+        if len({layer.shape[1] for layer in attentions}) == 1:  # Not once heads are removed.
+            rows = torch.stack([layer[:, :, 0, :-1].double() for layer in attentions])  # [layer, batch, head, key]
+            variances.append(rows.var(-1).sum(1).cpu())
+    return torch.cat(logits), sum(variances) / len(texts)
+
+
+def shrink(linear: nn.Linear, keep: list[int], axis: int) -> nn.Linear:
+    """A linear layer with some of its rows (axis 0) or columns (axis 1)."""
+    weight = linear.weight.detach().index_select(axis, torch.tensor(keep, device=linear.weight.device))
+    small = nn.Linear(weight.shape[1], weight.shape[0])
+    small.weight = nn.Parameter(weight)
+    small.bias = nn.Parameter((linear.bias.detach()[keep] if axis == 0 else linear.bias.detach()).clone())
+    return small
+
+
+def remove_heads(encoder: nn.Module, pruned: Heads) -> None:
+    """Physically remove heads of an encoder of the BERT family, in place."""
+    size = encoder.config.hidden_size // encoder.config.num_attention_heads
+    for layer, heads in pruned.items():
+        attention = encoder.encoder.layer[layer].attention
+        kept = [head for head in range(encoder.config.num_attention_heads) if head not in heads]
+        keep = [size * head + channel for head in kept for channel in range(size)]
+        for name in ("query", "key", "value"):
+            setattr(attention.self, name, shrink(getattr(attention.self, name), keep, axis=0))
+        attention.output.dense = shrink(attention.output.dense, keep, axis=1)
+
+
+def published_search(model: Published, texts: TokenisedTexts, config: Config) -> tuple[Heads, list[dict]]:
+    """The same search, with a copy of the model at every step."""
+
+    def measure_accuracy(pruned: Heads) -> float:
+        smaller = copy.deepcopy(model)
+        remove_heads(smaller.encoder, pruned)
+        return accuracy_of(published_pass(smaller, texts, config)[0], texts)
+
+    _, variance = published_pass(model, texts, config)
+    return search_heads(variance, measure_accuracy, config.acc_threshold, config.prune_step)
+
+
+# --------------------------------------------------------------------------------------------------------------- ours
+
+
+def our_search(classifier: Classifier, texts: TokenisedTexts, config: Config, precision: str) -> tuple[Heads, list[dict]]:
+    variance = head_variance(classifier, texts, config.max_len)
+    measure_accuracy = accuracy_without(classifier, texts, make_accelerator(config.device, precision))
+    try:
+        return search_heads(variance, measure_accuracy, config.acc_threshold, config.prune_step)
+    finally:
+        classifier.attention.pruned = {}
+
+
+def our_objective(classifier: Classifier, penalty: bool) -> Callable:
+    layers = len(classifier.attention.num_heads)
+    pure = partial(pure_objective, attention=classifier.attention, weights=[WEIGHTS] * layers, coefficient=0.15)
+    return pure if penalty else cross_entropy
+
+
+def our_epochs(
+    classifier: Classifier, texts: TokenisedTexts, penalty: bool, config: Config, precision: str, epochs: int
+) -> float:
+    """Train; the seconds of the last epoch."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        history = fine_tune(
+            classifier,
+            texts,
+            our_objective(classifier, penalty),
+            learning_rate=config.learning_rate,
+            epochs=epochs,
+            config=config,
+            accelerator=make_accelerator(config.device, precision),
+            checkpoint=Path(folder) / "checkpoint.pt",
+            settings={},
+            description="benchmark",
+        )
+    return history["seconds"][-1]
+
+
+# -------------------------------------------------------------------------------------------------------- measurements
+
+
+def accuracy_of(logits: torch.Tensor, texts: TokenisedTexts) -> float:
+    return float((logits.argmax(-1) == torch.tensor(texts.labels)).float().mean())
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    synchronise(device)
+    started = time.perf_counter()
+    run()
+    synchronise(device)
+    return time.perf_counter() - started
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matmul_peak(dtype: torch.dtype, device: torch.device, hidden: int, intermediate: int) -> float:
+    """FLOP/s of the fastest of the encoder's kinds of matrix product, and of a large square one; medians of 20."""
+    best = 0.0
+    for rows, columns, depth in ((2048, intermediate, hidden), (2048, hidden, intermediate), (2048, 2048, 2048)):
+        a, b = (torch.randn(shape, device=device).to(dtype) for shape in ((rows, depth), (columns, depth)))
+        times = [seconds(lambda a=a, b=b: nn.functional.linear(a, b), device) for _ in range(23)][3:]
+        best = max(best, 2 * rows * columns * depth / statistics.median(times))
+    return best
+
+
+def training_flops(classifier: Classifier, texts: TokenisedTexts, penalty: bool, config: Config) -> float:
+    """Floating point operations of the matrix products of an epoch, forward and backward; those on padding don't count."""
+    device = classifier.head.weight.device
+    objective = our_objective(classifier.train(), penalty)
+    flops, tokens = 0, 0
+    for indices in shuffled_batches(texts.lengths, config.batch_size, config.seed, 0):
+        batch = texts.batch(indices, device)
+        tokens += batch["input_ids"].numel()
+        with FlopCounterMode(display=False) as counter:
+            sum(objective(classifier, batch).values()).backward()
+        flops += counter.get_total_flops()
+        classifier.zero_grad(set_to_none=True)
+    return flops * texts.lengths.sum() / tokens
+
+
+def peak_memory(source: str, way: str, length: int, device_name: str) -> int:
+    """Bytes that a training step on 32 texts of `length` tokens adds to what the model takes; in a process of its own."""
+    quieten_libraries()
+    config = preset_config("quick", max_len=length, device=device_name)
+    device = choose_device(device_name)
+    classifier = Classifier(load_encoder(source), NUM_LABELS, 0.1, 0).to(device)
+    tokens = np.random.default_rng(0).integers(1, classifier.encoder.config.vocab_size, (32, length))
+    texts = TokenisedTexts(tokens.tolist(), [0, 1] * 16, pad_token_id=0)
+    model = Published(source, classifier)
+
+    def used() -> int:
+        if device.type == "cuda":
+            return torch.cuda.max_memory_allocated(device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+
+    before = used()
+    if way == "published":
+        published_epoch(model, texts, True, config, classifier.attention)
+    else:
+        our_epochs(classifier, texts, True, config, "fp32", 1)
+    return used() - before
+
+
+def memory_ratio(source: str, benchmark: Benchmark) -> dict[str, int]:
+    found = {}
+    for way in ("published", "ours"):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found[way] = pool.apply(peak_memory, (source, way, benchmark.memory_len, benchmark.device))
+    return found
+
+
+def require_agreement(published: Published, classifier: Classifier, texts: TokenisedTexts, config: Config) -> dict:
+    """Hold the two ways against each other in fp32.
+
+    Returns:
+        The largest relative differences of the losses and of Var; the number of pruned heads, which are the same.
+
+    Raises:
+        UserError: they don't agree.
+    """
+    device = classifier.head.weight.device
+    published.eval(), classifier.eval()
+    differences = {}
+    first = np.arange(config.batch_size)
+    for name, penalty in (("cross-entropy", False), ("PURE loss", True)):
+        with torch.no_grad():
+            theirs = published_loss(
+                published, padded_batch(texts, first, config.max_len, device), penalty, classifier.attention
+            ).item()
+            ours = sum(our_objective(classifier, penalty)(classifier, texts.batch(first, device)).values()).item()
+        differences[name] = abs(ours - theirs) / abs(theirs)
+    _, theirs = published_pass(published, texts, config)
+    differences["Var"] = ((head_variance(classifier, texts, config.max_len) - theirs).abs() / theirs).max().item()
+    for name, difference in differences.items():
+        limit = 1e-4 if name == "Var" else 1e-5
+        if not difference <= limit:
+            raise UserError(
+                f"the two ways disagree: {name} differs by {difference:.1e} relative, expected {limit:g} or less in fp32"
+            )
+    theirs, ours = published_search(published, texts, config), our_search(classifier, texts, config, "fp32")
+    if theirs[0] != ours[0]:
+        raise UserError(f"the two ways disagree: they prune {theirs[0]}, we {ours[0]}; expected the same heads in fp32")
+    return {**differences, "heads pruned": sum(map(len, ours[0].values())), "steps": len(ours[1])}
+
+
+def run_dataset(name: str, source: str, benchmark: Benchmark) -> dict:
+    """All measurements on one data set."""
+    config = preset_config(
+        "quick", clean_dataset=name, data_dir=benchmark.data_dir, device=benchmark.device, max_len=benchmark.max_len
+    )
+    device = choose_device(benchmark.device)
+    tokeniser = load_tokeniser(source)
+    train, validation = (tokenise(table, tokeniser, config.max_len) for table in defender_splits(config))
+    used = benchmark.texts // config.batch_size * config.batch_size
+    if used == 0 or used > min(len(train), len(validation)):
+        raise UserError(
+            f"--texts {benchmark.texts} is out of range; expected {config.batch_size} to {min(len(train), len(validation))}"
+        )
+    classifier = Classifier(load_encoder(source), NUM_LABELS, config.classifier_dropout, config.seed).to(device)
+    # The search needs a classifier that has learnt something: an epoch on 1,280 texts.
+    our_epochs(classifier, head_of(train, 1280), False, config, "auto", 1)
+    train, validation = head_of(train, used), head_of(validation, used)
+    reached = accuracy(classifier, validation)
+    config = replace(config, acc_threshold=reached - 0.02)
+    published = Published(source, classifier)
+    agreement = require_agreement(published, classifier, validation, config)
+
+    precisions = ["fp32", "bf16"] if has_native_bf16(device) else ["fp32"]
+    times: dict[tuple[str, str], list[float]] = {}
+    heads: dict[str, Heads] = {}
+
+    def note(task: str, way: str, value: float) -> None:
+        times.setdefault((task, way), []).append(value)
+
+    for _ in tqdm(range(benchmark.repeats), desc=name, leave=False, disable=None):
+        # Searched and evaluated first: training changes the two models in different ways.
+        note("evaluation", "published", seconds(lambda: published_pass(published, validation, config), device))
+        note("pruning search", "published", seconds(lambda: published_search(published, validation, config), device))
+        for precision in precisions:
+            accelerator = make_accelerator(config.device, precision)
+            run = partial(predict, classifier, validation, "evaluation", accelerator)
+            note("evaluation", precision, seconds(run, device))
+
+            def search(precision: str = precision) -> None:
+                heads[precision] = our_search(classifier, validation, config, precision)[0]
+
+            note("pruning search", precision, seconds(search, device))
+        for task, penalty in (("fine-tuning, CE", False), ("fine-tuning, PURE loss", True)):
+            model, ours = copy.deepcopy(published), copy.deepcopy(classifier)
+            run = partial(published_epoch, model, train, penalty, config, classifier.attention)
+            note(task, "published", seconds(run, device))
+            for precision in precisions:
+                note(task, precision, our_epochs(ours, train, penalty, config, precision, 2))
+
+    hidden, intermediate = classifier.encoder.config.hidden_size, classifier.encoder.config.intermediate_size
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    peaks = {precision: matmul_peak(dtypes[precision], device, hidden, intermediate) for precision in precisions}
+    flops = {
+        task: training_flops(copy.deepcopy(classifier), train, penalty, config)
+        for task, penalty in (("fine-tuning, CE", False), ("fine-tuning, PURE loss", True))
+    }
+    tasks = {}
+    for task in ("fine-tuning, CE", "fine-tuning, PURE loss", "evaluation", "pruning search"):
+        median = {way: statistics.median(times[task, way]) for way in ("published", *precisions)}
+        tasks[task] = {
+            "texts_per_second": {way: used / value for way, value in median.items()},
+            "ratio": {precision: median["published"] / median[precision] for precision in precisions},
+        }
+        if task in flops:
+            tasks[task]["share_of_peak"] = {
+                precision: flops[task] / median[precision] / peaks[precision] for precision in precisions
+            }
+    # The search spends its time on a number of passes: seconds say more of it than texts.
+    tasks["pruning search"]["seconds"] = {
+        way: statistics.median(times["pruning search", way]) for way in ("published", *precisions)
+    }
+    return {
+        "texts": used,
+        "tokens_per_text": float(train.lengths.mean()),
+        "validation_accuracy": reached,
+        "agreement": agreement,
+        "same_heads": {precision: heads[precision] == heads["fp32"] for precision in precisions},
+        "matmul_peak_gflops": {precision: peak / 1e9 for precision, peak in peaks.items()},
+        "tasks": tasks,
+    }
+
+
+def head_of(texts: TokenisedTexts, size: int) -> TokenisedTexts:
+    return replace(texts, input_ids=texts.input_ids[:size], labels=texts.labels[:size])
+
+
+def markdown(result: dict) -> str:
+    """The measurements as tables."""
+    lines = [f"{result['machine']}, {result['threads']} threads, torch {torch.__version__}; medians of {result['repeats']}"]
+    for name, data in result["datasets"].items():
+        precisions = list(data["matmul_peak_gflops"])
+        lines += [
+            "",
+            f"{name}: {data['texts']} texts, {data['tokens_per_text']:.1f} tokens on average; matmul peak "
+            + ", ".join(f"{peak:.0f} GFLOP/s in {precision}" for precision, peak in data["matmul_peak_gflops"].items()),
+            "",
+            "| " + " | ".join(["task", "published way", *precisions, *(f"share of peak, {p}" for p in precisions)]) + " |",
+            "| " + " | ".join(["---"] * (2 + 2 * len(precisions))) + " |",
+        ]
+        for task, found in data["tasks"].items():
+            unit, numbers, form = "texts/s", found["texts_per_second"], ".0f"
+            if "seconds" in found:
+                unit, numbers, form = "s", found["seconds"], ".2f"
+            cells = [task, f"{numbers['published']:{form}} {unit}"]
+            cells += [f"{numbers[p]:{form}} {unit}, {found['ratio'][p]:.1f}x" for p in precisions]
+            cells += [f"{found['share_of_peak'][p]:.0%}" if "share_of_peak" in found else "" for p in precisions]
+            lines.append("| " + " | ".join(cells) + " |")
+        agreement = data["agreement"]
+        lines += [
+            "",
+            "Largest relative differences in fp32: "
+            + ", ".join(f"{key} {agreement[key]:.1e}" for key in ("cross-entropy", "PURE loss", "Var"))
+            + f". Pruned heads: the same {agreement['heads pruned']} in {agreement['steps']} steps"
+            + (f"; in bf16 {'the same' if data['same_heads']['bf16'] else 'others'}." if "bf16" in precisions else "."),
+        ]
+    if result["memory"]:
+        mib = {way: size / 2**20 for way, size in result["memory"].items()}
+        share = f"{mib['ours'] / mib['published']:.2f} of it" if mib["published"] else "too little to measure"
+        lines += [
+            "",
+            f"Memory that a training step on 32 texts of {result['memory_len']} tokens adds, fp32: published way "
+            f"{mib['published']:,.0f} MiB, ours {mib['ours']:,.0f} MiB ({share})",
+        ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    benchmark = tyro.cli(Benchmark, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,), use_underscores=True)
+    source = resolve_plm(benchmark.plm)
+    if not hasattr(getattr(load_encoder(source), "encoder", None), "layer"):
+        raise UserError(f"{benchmark.plm} is not of the BERT family; expected minilm or such an encoder")
+    device = choose_device(benchmark.device)
+    processor = next(
+        (line.split(":")[1].strip() for line in cpu_information() if line.startswith("model name")), platform.processor()
+    )
+    result = {
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
+        "threads": torch.get_num_threads(),
+        "repeats": benchmark.repeats,
+        "memory_len": benchmark.memory_len,
+        "memory": memory_ratio(source, benchmark) if benchmark.memory_len else None,
+        "datasets": {name: run_dataset(name, source, benchmark) for name in benchmark.clean_dataset},
+    }
+    save_json(Path(benchmark.output), result)
+    print(markdown(result))
+
+
+def cpu_information() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+if __name__ == "__main__":
+    run_script(main)

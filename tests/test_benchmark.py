@@ -1,0 +1,84 @@
+"""The benchmark compares like with like; how fast either way is, no test says."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import benchmark
+from batching import tokenise
+from benchmark import Benchmark, Published, markdown, require_agreement, training_flops
+from classifier import Classifier, load_encoder, load_tokeniser
+from text_data import defender_splits
+from training import cross_entropy
+from util import UserError
+
+
+@pytest.fixture
+def parts(tiny_config):
+    """Classifier, validation texts, and a configuration whose search prunes something."""
+    torch.manual_seed(0)
+    classifier = Classifier(load_encoder(tiny_config.plm), 2, 0.1, seed=11)
+    texts = tokenise(defender_splits(tiny_config)[1], load_tokeniser(tiny_config.plm), tiny_config.max_len)
+    return classifier, texts, replace(tiny_config, acc_threshold=0.0, prune_step=2)
+
+
+def test_the_two_ways_agree(parts, tiny_config):
+    classifier, texts, config = parts
+    found = require_agreement(Published(tiny_config.plm, classifier), classifier, texts, config)
+    assert found["heads pruned"] > 0 and found["Var"] < 1e-4
+
+
+def test_other_weights_are_noticed(parts, tiny_config):
+    classifier, texts, config = parts
+    published = Published(tiny_config.plm, classifier)
+    with torch.no_grad():
+        published.encoder.encoder.layer[0].attention.self.value.weight.mul_(1.5)
+    with pytest.raises(UserError, match=r"the two ways disagree: .* differs by .* expected 1e-05 or less"):
+        require_agreement(published, classifier, texts, config)
+
+
+def test_floating_point_operations(parts):
+    """Against a count by hand of the linear layers, the last of which see the first token alone."""
+    classifier, texts, config = parts
+    expected, layers = 0, []
+    for module in classifier.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda module, args, output: layers.append((module, args[0][..., 0].numel())))
+    texts = replace(texts, input_ids=[ids[:4] for ids in texts.input_ids])  # No padding.
+    assert set(texts.lengths) == {4}
+    for start in range(0, len(texts), config.batch_size):
+        cross_entropy(classifier, texts.batch(range(start, min(start + config.batch_size, len(texts))), torch.device("cpu")))
+    expected = sum(3 * 2 * module.in_features * module.out_features * rows for module, rows in layers)
+    classifier.dropout.p = 0
+    counted = training_flops(classifier, texts, False, config)
+    # Attention's own products come on top.
+    assert expected < counted < 1.2 * expected
+
+
+def test_script(tiny_config, monkeypatch, tmp_path, capsys):
+    output = tmp_path / "benchmark.json"
+    arguments = ["--clean_dataset", "sst2", "--data_dir", tiny_config.data_dir, "--plm", tiny_config.plm, "--texts", "32"]
+    monkeypatch.setattr(
+        "sys.argv",
+        ["benchmark.py", *arguments, "--repeats", "1", "--max_len", "32", "--memory_len", "16", "--output", str(output)],
+    )
+    benchmark.main()
+    result = json.loads(output.read_text())
+    assert markdown(result) in capsys.readouterr().out
+    tasks = result["datasets"]["sst2"]["tasks"]
+    assert set(tasks) == {"fine-tuning, CE", "fine-tuning, PURE loss", "evaluation", "pruning search"}
+    for found in tasks.values():
+        speeds = found["texts_per_second"]
+        assert found["ratio"]["fp32"] == pytest.approx(speeds["fp32"] / speeds["published"])
+    assert set(result["memory"]) == {"published", "ours"}
+    assert Benchmark().repeats >= 3
+
+
+def test_too_many_texts(tiny_config, monkeypatch):
+    arguments = ["--clean_dataset", "sst2", "--data_dir", tiny_config.data_dir, "--plm", tiny_config.plm, "--texts", "3200"]
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *arguments, "--memory_len", "0"])
+    with pytest.raises(UserError, match="--texts 3200 is out of range; expected 32 to 48"):
+        benchmark.main()
