@@ -29,20 +29,26 @@ import tyro
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from transformers import AutoModel
 
 from attention_head_pruning import accuracy_without, head_variance, search_heads
-from attention_normalization import attention_penalty, pure_objective
+from attention_normalization import pure_objective
 from batching import TokenisedTexts, shuffled_batches, tokenise
 from classifier import Classifier, load_encoder, load_tokeniser, resolve_plm
-from cls_attention import ClsAttention, Heads
+from cls_attention import Heads
 from config import Config, preset_config
+from published_way import (
+    WEIGHTS,
+    Published,
+    padded_batch,
+    published_epochs,
+    published_logits,
+    published_loss,
+    published_search,
+    published_variance,
+)
 from text_data import NUM_LABELS, defender_splits
 from training import accuracy, cross_entropy, fine_tune, predict
 from util import UserError, choose_device, has_native_bf16, make_accelerator, quieten_libraries, run_script, save_json
-
-WEIGHTS = 0.5
-"""w_l of every layer in the attention penalty: its value changes nothing about the time."""
 
 
 @dataclass(frozen=True)
@@ -67,109 +73,6 @@ class Benchmark:
     """Tokens per text where peak memory is measured; 0: not measured."""
     output: str = "results/benchmark.json"
     """Where the numbers are written."""
-
-
-# ------------------------------------------------------------------------------------------------- the published way
-
-
-class Published(nn.Module):
-    """The classifier as published: eager attention, all of which is returned; the weights are those of ours."""
-
-    def __init__(self, source: str, classifier: Classifier):
-        super().__init__()
-        self.encoder = AutoModel.from_pretrained(source, attn_implementation="eager", add_pooling_layer=False)
-        self.encoder.load_state_dict(classifier.encoder.state_dict())
-        self.dropout = nn.Dropout(classifier.dropout.p)
-        self.head = copy.deepcopy(classifier.head)
-        self.to(classifier.head.weight.device)
-
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """Tokens [batch, token] to logits [batch, class] and each layer's attention [batch, head, query, key]."""
-        output = self.encoder(input_ids=input_ids, attention_mask=attention_mask, output_attentions=True)
-        return self.head(self.dropout(output.last_hidden_state[:, 0])), output.attentions
-
-
-def padded_batch(texts: TokenisedTexts, indices: np.ndarray, max_len: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """A batch in which every text has `max_len` tokens."""
-    batch = texts.batch(indices, torch.device("cpu"))
-    extra = max_len - batch["input_ids"].shape[1]
-    batch["input_ids"] = nn.functional.pad(batch["input_ids"], (0, extra), value=texts.pad_token_id)
-    batch["attention_mask"] = nn.functional.pad(batch["attention_mask"], (0, extra))
-    return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-def published_loss(model: Published, batch: dict, penalty: bool, attention: ClsAttention) -> torch.Tensor:
-    """Cross-entropy, and the attention penalty with it if asked for."""
-    logits, attentions = model(batch["input_ids"], batch["attention_mask"])
-    loss = nn.functional.cross_entropy(logits, batch["labels"])
-    if penalty:
-        rows = [layer[:, :, 0] for layer in attentions]
-        loss = loss + 0.15 * attention_penalty(rows, attention, [WEIGHTS] * len(rows))
-    return loss
-
-
-def published_epoch(model: Published, texts: TokenisedTexts, penalty: bool, config: Config, attention: ClsAttention) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
-    device = model.head.weight.device
-    model.train()
-    for indices in np.array_split(np.arange(len(texts)), len(texts) // config.batch_size):
-        loss = published_loss(model, padded_batch(texts, indices, config.max_len, device), penalty, attention)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        optimizer.step()
-        loss.item()
-
-
-@torch.no_grad()
-def published_pass(model: Published, texts: TokenisedTexts, config: Config) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [text, class] of all texts, and the variance of [CLS] attention, [layer, head], as the mean over texts."""
-    model.eval()
-    logits, variances = [], []
-    for start in range(0, len(texts), config.batch_size):
-        indices = np.arange(start, min(start + config.batch_size, len(texts)))
-        batch = padded_batch(texts, indices, config.max_len, model.head.weight.device)
-        output, attentions = model(batch["input_ids"], batch["attention_mask"])
-        logits.append(output.cpu())
-        if len({layer.shape[1] for layer in attentions}) == 1:  # Not once heads are removed.
-            rows = torch.stack([layer[:, :, 0, :-1].double() for layer in attentions])  # [layer, batch, head, key]
-            variances.append(rows.var(-1).sum(1).cpu())
-    return torch.cat(logits), sum(variances) / len(texts)
-
-
-def shrink(linear: nn.Linear, keep: list[int], axis: int) -> nn.Linear:
-    """A linear layer with some of its rows (axis 0) or columns (axis 1)."""
-    weight = linear.weight.detach().index_select(axis, torch.tensor(keep, device=linear.weight.device))
-    small = nn.Linear(weight.shape[1], weight.shape[0])
-    small.weight = nn.Parameter(weight)
-    small.bias = nn.Parameter((linear.bias.detach()[keep] if axis == 0 else linear.bias.detach()).clone())
-    return small
-
-
-def remove_heads(encoder: nn.Module, pruned: Heads) -> None:
-    """Physically remove heads of an encoder of the BERT family, in place."""
-    size = encoder.config.hidden_size // encoder.config.num_attention_heads
-    for layer, heads in pruned.items():
-        attention = encoder.encoder.layer[layer].attention
-        kept = [head for head in range(encoder.config.num_attention_heads) if head not in heads]
-        keep = [size * head + channel for head in kept for channel in range(size)]
-        for name in ("query", "key", "value"):
-            setattr(attention.self, name, shrink(getattr(attention.self, name), keep, axis=0))
-        attention.output.dense = shrink(attention.output.dense, keep, axis=1)
-
-
-def published_search(model: Published, texts: TokenisedTexts, config: Config) -> tuple[Heads, list[dict]]:
-    """The same search, with a copy of the model at every step."""
-
-    def measure_accuracy(pruned: Heads) -> float:
-        smaller = copy.deepcopy(model)
-        remove_heads(smaller.encoder, pruned)
-        return accuracy_of(published_pass(smaller, texts, config)[0], texts)
-
-    _, variance = published_pass(model, texts, config)
-    return search_heads(variance, measure_accuracy, config.acc_threshold, config.prune_step)
 
 
 # --------------------------------------------------------------------------------------------------------------- ours
@@ -211,10 +114,6 @@ def our_epochs(
 
 
 # -------------------------------------------------------------------------------------------------------- measurements
-
-
-def accuracy_of(logits: torch.Tensor, texts: TokenisedTexts) -> float:
-    return float((logits.argmax(-1) == torch.tensor(texts.labels)).float().mean())
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
@@ -272,7 +171,7 @@ def peak_memory(source: str, way: str, length: int, device_name: str) -> int:
 
     before = used()
     if way == "published":
-        published_epoch(model, texts, True, config, classifier.attention)
+        published_epochs(model, texts, True, config, classifier.attention, 1)
     else:
         our_epochs(classifier, texts, True, config, "fp32", 1)
     return used() - before
@@ -306,7 +205,7 @@ def require_agreement(published: Published, classifier: Classifier, texts: Token
             ).item()
             ours = sum(our_objective(classifier, penalty)(classifier, texts.batch(first, device)).values()).item()
         differences[name] = abs(ours - theirs) / abs(theirs)
-    _, theirs = published_pass(published, texts, config)
+    theirs = published_variance(published, texts, config)
     differences["Var"] = ((head_variance(classifier, texts, config.max_len) - theirs).abs() / theirs).max().item()
     for name, difference in differences.items():
         limit = 1e-4 if name == "Var" else 1e-5
@@ -351,7 +250,7 @@ def run_dataset(name: str, source: str, benchmark: Benchmark) -> dict:
 
     for _ in tqdm(range(benchmark.repeats), desc=name, leave=False, disable=None):
         # Searched and evaluated first: training changes the two models in different ways.
-        note("evaluation", "published", seconds(lambda: published_pass(published, validation, config), device))
+        note("evaluation", "published", seconds(lambda: published_logits(published, validation, config), device))
         note("pruning search", "published", seconds(lambda: published_search(published, validation, config), device))
         for precision in precisions:
             accelerator = make_accelerator(config.device, precision)
@@ -364,8 +263,7 @@ def run_dataset(name: str, source: str, benchmark: Benchmark) -> dict:
             note("pruning search", precision, seconds(search, device))
         for task, penalty in (("fine-tuning, CE", False), ("fine-tuning, PURE loss", True)):
             model, ours = copy.deepcopy(published), copy.deepcopy(classifier)
-            run = partial(published_epoch, model, train, penalty, config, classifier.attention)
-            note(task, "published", seconds(run, device))
+            note(task, "published", published_epochs(model, train, penalty, config, classifier.attention, 2))
             for precision in precisions:
                 note(task, precision, our_epochs(ours, train, penalty, config, precision, 2))
 

@@ -12,10 +12,10 @@ import cls_attention
 import layer_cache
 from attention_normalization import attention_penalty, pure_objective
 from batching import TokenisedTexts, batches_by_length
-from benchmark import remove_heads
 from classifier import Classifier
 from cls_attention import attend_in_parts, attend_with_dropout, cls_variance, remove_pruned_heads
 from layer_cache import LayerCache
+from published_way import remove_heads
 from training import predict
 from util import UserError
 

@@ -9,8 +9,9 @@ from torch import nn
 
 import benchmark
 from batching import tokenise
-from benchmark import Benchmark, Published, markdown, require_agreement, training_flops
+from benchmark import Benchmark, markdown, require_agreement, training_flops
 from classifier import Classifier, load_encoder, load_tokeniser
+from published_way import Published
 from text_data import defender_splits
 from training import cross_entropy
 from util import UserError
