@@ -34,6 +34,7 @@ from runs import (
     poisoned_model_folder,
     pruning_folder,
     run_folder,
+    stage_settings,
 )
 from training import measure
 from util import UserError, first_line, load_json, make_accelerator, require_writable, save_json, write_whole
@@ -83,11 +84,12 @@ def benign_floor(config: Config, record: dict) -> dict:
         return record["metrics"]
     folder = defended_model_folder(benign(config))
     inputs = load_defender_inputs(replace(benign(config), attack=config.attack))
-    settings = {"model": fingerprint_encoder(str(folder)), "poisoned_test": inputs.fingerprints["poisoned_test"]}
+    accelerator = make_accelerator(config.device, config.precision)
+    read = {"model": fingerprint_encoder(str(folder)), "poisoned_test": inputs.fingerprints["poisoned_test"]}
+    settings = stage_settings(config, (), accelerator, **read)
     path = folder.with_name(f"{folder.name}_on_{kind}.json")
     content = load_json(path)
     if not content or content["settings"] != settings:
-        accelerator = make_accelerator(config.device, config.precision)
         classifier = load_classifier(folder).to(accelerator.device)
         content = {
             "settings": settings,
