@@ -5,13 +5,16 @@
 
 The label flip rate's distance to the benign floor is what a defence leaves of a backdoor. The best label flip rate of each
 attack is in bold; where parameters vary, a star marks the cells that no other cell of that attack beats in both ACC and LFR.
+Above each table stand the settings that its rows share, and the command that makes them.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import pandas as pd
 
+from config import NOT_SETTINGS, Config, preset_config
 from util import UserError, run_script
 
 CELL = ["attack", "defence"]
@@ -24,6 +27,10 @@ MAY_VARY = [
     "penalty_coefficient",
     "pruning_criterion",
 ]
+
+
+DESCRIBED = ["plm", "poisoned_model", "trigger_dataset", "clean_dataset", "learning_rate", "epochs", "penalty_coefficient"]
+"""Settings that a reader of the table asks for first."""
 
 
 def read_grid(path: Path) -> pd.DataFrame:
@@ -107,15 +114,33 @@ def results_table(table: pd.DataFrame) -> str:
     shown["seeds"] = result["n"].astype(str) + result["failed"].map(lambda failed: f" ({failed} failed)" if failed else "")
     lines = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    errors = table[table["error"].fillna("") != ""]
+    errors = table[table["error"].notna() & (table["error"] != "")]
     for _, row in errors.iterrows():
         text += f"\n\nFailed: {row['attack']}, {row['defence']}, seed {row['seed']}: {row['error']}"
     return text
 
 
+def heading(table: pd.DataFrame, path: Path) -> str:
+    """What stands above a table: its file, the settings that all rows share, the command."""
+    first = table.iloc[0]
+    shared = [f"{name} {first[name]}" for name in DESCRIBED if pd.notna(first[name]) and table[name].nunique() == 1]
+    preset = preset_config(first["preset"])
+    flags = ""
+    for field in dataclasses.fields(Config):
+        if field.name in ("preset", *NOT_SETTINGS) and field.name != "defence":
+            continue
+        values, default = table[field.name].dropna().unique(), getattr(preset, field.name)
+        default = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        if len(values) and (field.name in (*CELL, "seed") or list(values) != [default]):
+            flags += f" --{field.name} {' '.join(map(str, values))}"
+    floor = " --benign_floor" if "floor_LFR" in table else ""
+    return f"## {path.name}\n\n{', '.join(shared)}\n\n    python run_all.py --preset {first['preset']}{flags}{floor}\n\n"
+
+
 def main() -> None:
     paths = [Path(name) for name in sys.argv[1:]] or [Path("results/grid.csv")]
-    print("\n\n".join(results_table(read_grid(path)) for path in paths))
+    tables = [read_grid(path) for path in paths]
+    print("\n\n".join(heading(table, path) + results_table(table) for table, path in zip(tables, paths, strict=True)))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ from test_scripts import flags, run, start
 import grid as grid_module
 from config import Config, Grid, parse_grid, preset_grid
 from grid import run_grid
-from pretrained_model_poisoning import poison
-from results_table import aggregate, read_grid, results_table
+from results_table import aggregate, heading, read_grid, results_table
 from runs import poisoned_model_folder
 from util import UserError
 
@@ -164,6 +163,18 @@ def test_table_as_markdown():
     assert lines[4] == "| StyleBkd | FT | 0.900 | **0.500** | 0.400 | 0.100 | - | 1 |"
 
 
+def test_heading_has_the_command_that_makes_the_rows(tmp_path):
+    changes = ["--attack", "BadNet", "StyleBkd", "--seed", "11", "12", "--learning_rate", "2e-5", "1e-4", "--epochs", "1"]
+    grid = parse_grid("", ["--preset", "sst2", *changes, "--triggers", "xx", "yy", "--clean_dataset", "other"])
+    rows = [{key: grid_module.settings_text(value) for key, value in vars(cell).items()} for cell in grid.cells()]
+    path = tmp_path / "made.csv"
+    pd.DataFrame(rows).assign(ACC=0.9, LFR=0.1, error="").to_csv(path, index=False)
+    text = heading(read_grid(path), path)
+    assert "clean_dataset other, epochs 1, penalty_coefficient 0.15" in text
+    command = next(line for line in text.splitlines() if "run_all.py" in line)
+    assert parse_grid("", command.split()[2:]).cells() == grid.cells()
+
+
 def test_pareto_front():
     rows = [(2e-5, 0.9, 0.5), (5e-5, 0.88, 0.3), (1e-4, 0.87, 0.4), (3e-4, 0.9, 0.5)]
     table = pd.DataFrame(rows, columns=["learning_rate", "ACC", "LFR"]).assign(
@@ -206,4 +217,3 @@ def test_grid_from_the_command_line():
 def test_poisoned_and_given_encoders_have_folders_of_their_own(tiny_config):
     given = dataclasses.replace(tiny_config, poisoned_model=tiny_config.plm)
     assert grid_module.run_folder(given) != grid_module.run_folder(tiny_config)
-    assert poison is grid_module.poison
