@@ -34,7 +34,7 @@ STYLE = {
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
     "lines.linewidth": 1.2,
-    "savefig.dpi": 220,
+    "savefig.dpi": 180,
     "pdf.fonttype": 42,  # Letters stay letters, which publishers ask for.
 }
 
@@ -55,12 +55,12 @@ def save_figures(folder: Path, figures: dict[str, Figure]) -> None:
         for name, figure in figures.items():
             for kind in ("png", "pdf"):
                 # Without a date the same numbers give the same file.
-                metadata = {"CreationDate": None} if kind == "pdf" else {"Software": None}
+                also = {"metadata": {"CreationDate": None}}
+                if kind == "png":
+                    also = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
                 write_whole(
                     folder / f"{name}.{kind}",
-                    lambda path, kind=kind, figure=figure, metadata=metadata: figure.savefig(
-                        path, format=kind, metadata=metadata
-                    ),
+                    lambda path, kind=kind, figure=figure, also=also: figure.savefig(path, format=kind, **also),
                 )
 
 
@@ -75,7 +75,7 @@ def variance_figure(clean: np.ndarray, triggered: np.ndarray | None, pruned: dic
     """
     maps = [("clean text", clean)]
     if triggered is not None:
-        maps += [("triggered text", triggered), ("triggered - clean", triggered - clean)]
+        maps += [("triggered text", triggered), ("triggered minus clean", triggered - clean)]
     layers, heads = clean.shape
     width = PAGE if len(maps) > 1 else COLUMN
     figure = Figure(figsize=(width, 1.0 + max(1.2, 0.16 * layers)), layout="constrained")
@@ -83,7 +83,7 @@ def variance_figure(clean: np.ndarray, triggered: np.ndarray | None, pruned: dic
     highest = max(values.max() for _, values in maps[:2])
     step = max(1, heads // 6)
     for ax, (title, values) in zip(axes, maps, strict=True):
-        change = title == "triggered - clean"
+        change = title == "triggered minus clean"
         largest = max(np.abs(values).max(), 1e-12) if change else highest
         seaborn.heatmap(
             1000 * values,
@@ -158,7 +158,7 @@ def draw_search(ax: Axes, pruned: list[int], values: list[float], steps: list[di
         back = [restored[0] - 1, *restored]
         ax.plot(*points[back].T, ":", color=COLOURS[1])
         ax.plot(*points[restored].T, "s", color=COLOURS[1], markersize=3.5, mfc="white", label="a head restored")
-    ax.plot(*points[-1], "*", color=COLOURS[2], markersize=9, mec="black", mew=0.5, label=f"kept: {pruned[-1]} pruned")
+    ax.plot(*points[-1], "*", color=COLOURS[2], markersize=9, mec="black", mew=0.5, label=f"the end: {pruned[-1]} pruned")
 
 
 @in_style
@@ -188,7 +188,7 @@ def attention_figure(tokens: list[str], marked: list[bool], attention: dict[str,
     for label, is_marked in zip(axes[-1].get_xticklabels(), marked, strict=True):
         if is_marked:
             label.set(color=COLOURS[3], fontweight="bold")
-    label = "attention of [CLS] to the token"
+    label = "attention of [CLS] to the token (a row sums to 1)"
     figure.colorbar(axes[0].collections[0], ax=list(axes), location="bottom", shrink=0.8, aspect=40, label=label)
     return figure
 
@@ -243,7 +243,7 @@ def training_figure(histories: dict[str, dict]) -> Figure:
         ax.set(title=title, ylabel="loss (nats)", ylim=(min(0, min(map(min, curves.values()))), None), xlim=(0, steps))
         if len(curves) > 1:
             ax.legend(loc="upper right")
-    ax.set(xlabel="optimiser step (lines between: epochs)")
+    ax.set(xlabel="optimiser step (grey lines: epochs)")
     return figure
 
 
@@ -264,7 +264,7 @@ def grid_figure(cells: pd.DataFrame, rows: pd.DataFrame, names: list[str]) -> Fi
     figure = Figure(figsize=(PAGE, 4.4 + 0.16 * (-(-len(names) // 4))), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     attacks = list(dict.fromkeys(cells["attack"]))
-    slot = 0.8 / max(1, len(names))
+    slot = min(0.18, 0.8 / max(1, len(names)))
     colours = [COLOURS[at % len(COLOURS)] for at in range(len(names))]
     floor_named = False
     for ax, measure in zip(axes, ("LFR", "ACC"), strict=True):
@@ -304,6 +304,7 @@ def grid_figure(cells: pd.DataFrame, rows: pd.DataFrame, names: list[str]) -> Fi
     shown = {attack: f"{low}" if low == high else f"{low} to {high}" for attack, (low, high) in counts.T.items()}
     axes[1].set_xticks(range(len(attacks)), [f"{attack}\n(n = {shown[attack]})" for attack in attacks])
     axes[1].set(xlim=(-0.5, len(attacks) - 0.5), xlabel="attack (n: seeds per point)")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4)
+    # The defences in their order, the floor last.
+    entries = sorted(zip(*axes[0].get_legend_handles_labels(), strict=True), key=lambda entry: entry[1] == "benign floor")
+    figure.legend(*zip(*entries, strict=True), loc="outside upper center", ncols=4)
     return figure

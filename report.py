@@ -231,19 +231,27 @@ def run_table(run: Run) -> dict:
     rows = [("fine-tuned (FT)", run.fine_tuned["metrics"], run.fine_tuned)]
     rows.append((run.config.defence, run.defended["metrics"], run.defended))
     if run.poisoned:
-        rows.insert(0, ("poisoned (attacker's own)", run.poisoned["metrics"], run.poisoned))
+        rows.insert(0, ("poisoned", run.poisoned["metrics"], run.poisoned))
     if run.floor:
         rows.append((f"never poisoned, {run.config.defence}", run.floor, None))
-    columns, lines = ["model", "ACC", "right", "LFR", "flipped", "training (s)"], []
+    columns, lines = ["model", "ACC", "LFR", "right", "flipped", "training (s)"], []
     for name, metrics, record in rows:
         confusion = np.array(metrics["clean"]["confusion_matrix"])
-        line = [name, f"{metrics['ACC']:.3f}", f"{np.trace(confusion):,} of {confusion.sum():,}"]
-        if metrics.get("LFR") is None:
-            line += ["-", "-"]
-        else:
-            line += [f"{metrics['LFR']:.3f}", "{:,} of {:,}".format(*flipped(metrics, target))]
+        flips = None if metrics.get("LFR") is None else flipped(metrics, target)
+        line = [
+            name,
+            f"{metrics['ACC']:.3f}",
+            "-" if flips is None else f"{metrics['LFR']:.3f}",
+            f"{np.trace(confusion):,} of {confusion.sum():,}",
+            "-" if flips is None else f"{flips[0]:,} of {flips[1]:,}",
+        ]
         lines.append([*line, f"{record['seconds']['training']:.0f}" if record else "-"])
-    note = "The same numbers, unrounded and with confusion matrices, are in the run's JSON records."
+    note = (
+        "Right: clean texts classified rightly. Flipped: triggered texts of the other classes taken for the target class. "
+    )
+    note += "Unrounded and with confusion matrices the numbers are in the run's JSON records."
+    if run.poisoned:
+        note = f"Poisoned: the attacker's own classifier, whose head is not released. {note}"
     return {"title": "Numbers", "id": "numbers", "columns": columns, "rows": lines, "words": [], "note": note}
 
 
@@ -357,8 +365,10 @@ def settings_rows(config: Config) -> list[tuple[str, object]]:
     preset = preset_config(config.preset)
     rows = []
     for field in dataclasses.fields(Config):
-        value = settings_text(getattr(config, field.name))
-        default = settings_text(getattr(preset, field.name))
+        value, default = (
+            "not set" if getattr(each, field.name) is None else settings_text(getattr(each, field.name))
+            for each in (config, preset)
+        )
         if field.name not in NOT_SETTINGS or field.name == "defence":
             rows.append((field.name, f"{value} (preset: {default})" if value != default else value))
     return rows
@@ -400,9 +410,9 @@ def report_grid(paths: list[Path]) -> Path:
         "on the same triggered texts.",
     }
     page = {
-        "title": f"{len(set(cells['attack']))} attacks, {len(names)} defences",
+        "title": f"{', '.join(dict.fromkeys(cells['defence']))} against {', '.join(dict.fromkeys(cells['attack']))}",
         "about": f"{len(rows)} cells: {', '.join(str(path) for path in paths)}.",
-        "verdict": grid_verdict(cells, int((rows["error"].fillna("") != "").sum()), len(rows)),
+        "verdict": grid_verdict(cells, int((rows["error"].notna()).sum()), len(rows)),
         "notes": [MEASURES],
         "tables": [table, seeds_table(rows, varies)],
         "figures": keep_figures(folder, figures),
@@ -464,15 +474,15 @@ def seeds_table(rows: pd.DataFrame, varies: list[str]) -> dict:
         form = {"heads_pruned": "{:.0f}", "seconds": "{:.0f}"}.get(name, "{:.3f}")
         if name in ("ACC", "LFR", "poisoned_LFR", "floor_LFR", "heads_pruned", "seconds"):
             shown[name] = ["-" if pd.isna(value) else form.format(value) for value in rows[name]]
-    failed = rows["error"].fillna("") != ""
+    failed = rows["error"].notna()
     if failed.any():
-        shown["error"] = rows["error"].fillna("")
+        shown["error"] = rows["error"].astype(object).fillna("")
     return {
         "title": "Every cell",
         "id": "cells",
-        "columns": list(shown.columns),
+        "columns": [name.replace("_", " ") for name in shown.columns],
         "rows": shown.astype(str).to_numpy().tolist(),
-        "words": [*CELL, *varies, "error"],
+        "words": [*CELL, *(name.replace("_", " ") for name in varies), "error"],
         "note": "Seconds: what the defender's stages took, those that another cell had computed already included.",
     }
 
@@ -515,10 +525,8 @@ def grid_settings(path: Path, rows: pd.DataFrame) -> list[tuple[str, object]]:
     names = [field.name for field in dataclasses.fields(Config) if field.name in rows]
     names = [name for name in names if name not in NOT_SETTINGS or name == "defence"]
     texts = settings_of(path)
-    return [
-        (name, ", ".join(dict.fromkeys(map(str, rows[name]))) if rows[name].nunique() > 1 else texts[name].iloc[0] or None)
-        for name in names
-    ]
+    several = {name: ", ".join(dict.fromkeys(map(str, rows[name]))) for name in names if rows[name].nunique() > 1}
+    return [(name, several.get(name) or texts[name].iloc[0] or "not set") for name in names]
 
 
 # ---------------------------------------------------------------------------------------------------------- the page

@@ -34,12 +34,13 @@ from figures import (
     variance_figure,
 )
 from report import combine, grid_command, read_run, report_grid, report_run
+from report import main as report_script
 from report_text import grid_verdict, verdict
 from results_table import aggregate
 from runs import defended_model_folder, read_poisoned, run_folder
 from text_data import clean_test
 from training import measure
-from util import UserError
+from util import UserError, run_script
 
 
 @pytest.fixture(scope="module")
@@ -170,15 +171,15 @@ def test_grid_figure_shows_its_numbers():
     rows = grid_rows().assign(name=lambda table: table["defence"])
     cells = aggregate(rows).assign(name=lambda table: table["defence"])
     figure = grid_figure(cells, rows, ["FT", "PURE"])
-    for ax, measure in zip(figure.axes, ("LFR", "ACC"), strict=True):
+    for ax, quantity in zip(figure.axes, ("LFR", "ACC"), strict=True):
         for container, name in zip(ax.containers, ("FT", "PURE"), strict=True):
-            own = rows[rows["name"] == name].groupby("attack")[measure]
-            np.testing.assert_allclose(container.lines[0].get_ydata(), own.mean())
+            own = rows[rows["name"] == name].groupby("attack")[quantity]
+            np.testing.assert_allclose(container.lines[0].get_ydata().astype(float), own.mean())
             ends = np.array([[segment[:, 1].min(), segment[:, 1].max()] for segment in container.lines[2][0].get_segments()])
             np.testing.assert_allclose(ends[:, 1] - ends[:, 0], 2 * own.std())
         dots = [line.get_ydata() for line in ax.get_lines() if line.get_label() == "_each seed"]
         assert [len(values) for values in dots] == [6, 5]
-        np.testing.assert_allclose(sorted(np.concatenate(dots)), sorted(rows[measure].dropna()))
+        np.testing.assert_allclose(sorted(np.concatenate(dots)), sorted(rows[quantity].dropna()))
     floors = [collection for collection in figure.axes[0].collections if "floor" in str(collection.get_label())]
     np.testing.assert_allclose([segment[0][1] for part in floors for segment in part.get_segments()], [0.11, 0.11])
     assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["BadNet\n(n = 3)", "StyleBkd\n(n = 2 to 3)"]
@@ -212,18 +213,18 @@ def metrics(acc: float, flips: int | None, texts: int = 200) -> dict:
             (0.88, 200),
             (0.877, 27),
             None,
-            ["lowers", "(1.000 with fine-tuning alone, 0.135 with PURE)", "falls by 0.3 points"],
+            ["lowers", "(1.000 with fine-tuning alone, 0.135 with", "falls by 0.3 points"],
         ),
         ((0.88, 200), (0.88, 27), 25, ["lowers", "not clearly above the 0.125 of a never-poisoned", "texts stays: 0.880"]),
         ((0.88, 200), (0.90, 120), 25, ["lowers", "still above the 0.125", "rises by 2.0 points"]),
         ((0.88, 200), (0.88, 150), None, ["lowers", "so most of them are still given the attacker's class"]),
-        ((0.88, 170), (0.88, 168), None, ["makes no clear difference", "(0.850 with fine-tuning alone, 0.840 with PURE)"]),
+        ((0.88, 170), (0.88, 168), None, ["makes no clear difference", "(0.850 with fine-tuning alone, 0.840 with"]),
         ((0.88, 20), (0.88, 24), 22, ["makes no clear difference", "not clearly above the 0.110"]),
         (
             (0.88, 100),
             (0.50, 160),
             None,
-            ["does not help", "rises (0.500", "accuracy on 400 clean texts falls by 38.0 points"],
+            ["does not help", "rises (0.500", "clean texts falls by 38.0 points"],
         ),
         ((0.88, None), (0.87, None), None, ["can't be said without triggered texts", "falls by 1.0 points"]),
     ],
@@ -241,9 +242,7 @@ def test_grid_verdict_names_the_best_whoever_it_is():
     rows.loc[rows["attack"] == "StyleBkd", "LFR"] = [0.1, 0.2, 0.3, 0.4, 0.5, np.nan]
     cells = aggregate(rows).assign(name=lambda table: table["defence"])
     badnet, stylebkd, failed = grid_verdict(cells, 1, 12)
-    assert (
-        "BadNet: PURE leaves the lowest mean LFR of all, 0.200 (0.900 with fine-tuning alone, 0.110 with a never" in badnet
-    )
+    assert "BadNet: PURE leaves the lowest mean LFR of all, 0.200 (0.900 with fine-tuning alone, 0.110 with a" in badnet
     assert "StyleBkd: FT leaves the lowest mean LFR of all, 0.200, at an ACC of 0.890; 2 to 3 seeds each." in stylebkd
     assert failed == "1 of 12 cells failed."
 
@@ -275,11 +274,11 @@ def test_sentence_of_an_attack_without_words():
 
 
 def test_page_has_the_numbers_of_metrics_json(tiny_run):
-    config, summary, page = tiny_run
-    assert json.loads((run_folder(config) / "metrics.json").read_text()) == summary
+    config, _, page = tiny_run
+    models = json.loads((run_folder(config) / "metrics.json").read_text())["models"]
     header, *rows = table_of(page, "numbers")
-    assert [row[0] for row in rows] == ["poisoned (attacker's own)", "fine-tuned (FT)", "PURE"]
-    for row, found in zip(rows, summary["models"].values(), strict=True):
+    assert [row[0] for row in rows] == ["poisoned", "fine-tuned (FT)", "PURE"]
+    for row, found in zip(rows, models.values(), strict=True):
         row = dict(zip(header, row, strict=True))
         assert (row["ACC"], row["LFR"]) == (f"{found['ACC']:.3f}", f"{found['LFR']:.3f}")
         clean, poisoned = (np.array(found[kind]["confusion_matrix"]) for kind in ("clean", "poisoned"))
@@ -357,7 +356,17 @@ def test_a_second_report_computes_nothing_anew(tiny_run, monkeypatch):
         report_run(config, texts=5)
 
 
-def test_report_as_a_script(tiny_run, tmp_path):
+def error_of(monkeypatch, capsys, *args: str) -> str:
+    """The one line that report.py leaves with."""
+    monkeypatch.setattr("sys.argv", ["report.py", *args])
+    with pytest.raises(SystemExit) as stop:
+        run_script(report_script)
+    errors = capsys.readouterr().err
+    assert stop.value.code == 2 and errors.startswith("error: ") and errors.count("\n") == 1
+    return errors
+
+
+def test_report_as_a_script(tiny_run, tmp_path, monkeypatch, capsys):
     """Another sentence, another number of texts; then what is wrong is said in one line, and the page stays as it was."""
     config, _, page = tiny_run
     places = dict(output_dir=str(tmp_path / "results"), poisoned_model_dir=str(tmp_path / "models"))
@@ -371,13 +380,10 @@ def test_report_as_a_script(tiny_run, tmp_path):
     text = html.unescape(page.read_text())
     assert "“a dull cf film”" in text and "over 5 triggered ones" in text
     assert "--sentence 'a dull cf film' --trigger CF --texts 5" in text
-    before = page.read_bytes()
-    code, _, errors = run("report.py", *flags(moved), "--sentence", "a dull film")
-    assert (
-        code == 2 and errors.startswith("error: ") and "none of the attack's triggers" in errors and errors.count("\n") == 1
-    )
-    assert page.read_bytes() == before
 
+    before = page.read_bytes()
+    errors = error_of(monkeypatch, capsys, *flags(moved), "--sentence", "a dull film")
+    assert "holds none of the attack's triggers" in errors and page.read_bytes() == before
     with pytest.raises(UserError, match=r"no run in .*seed12.*; make it with: python run_all.py .*--seed 12"):
         report_run(replace(moved, seed=12))
     with pytest.raises(UserError, match="--defence MEFT prunes none; expected PURE"):
@@ -473,10 +479,10 @@ def test_a_grid_in_several_files(tmp_path):
         combine([paths[0], other])
 
 
-def test_files_that_are_no_grid(tmp_path):
+def test_files_that_are_no_grid(tmp_path, monkeypatch, capsys):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    code, _, errors = run("report.py", "--csv", str(tmp_path / "other.csv"))
-    assert code == 2 and errors.startswith("error: ") and "is no grid's CSV file: it has no column attack" in errors
+    errors = error_of(monkeypatch, capsys, "--csv", str(tmp_path / "other.csv"))
+    assert "is no grid's CSV file: it has no column attack" in errors
     assert list(tmp_path.iterdir()) == [tmp_path / "other.csv"]
     with pytest.raises(UserError, match=r"can't read .*nosuch.csv"):
         report_grid([tmp_path / "nosuch.csv"])
