@@ -134,7 +134,7 @@ def trajectory_figure(
     pruned = [0, *(step["pruned"] for step in steps)]
     accuracies = [validation_accuracy, *(step["accuracy"] for step in steps)]
     draw_search(axes[0], pruned, accuracies, steps)
-    axes[0].axhline(acc_threshold, color="black", linestyle="--", linewidth=0.8, label=f"threshold {acc_threshold:g}")
+    axes[0].axhline(acc_threshold, color="black", linestyle="--", linewidth=0.8, label=f"threshold {acc_threshold:.3g}")
     low, high = min(*accuracies, acc_threshold), max(*accuracies, acc_threshold)
     room = max(0.12 * (high - low), 0.01)
     axes[0].set(ylim=(low - room, high + room), ylabel=f"validation ACC\n(n = {validation_texts:,})")

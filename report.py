@@ -174,21 +174,21 @@ def report_run(config: Config, sentence: str | None = None, trigger: str | None 
     """
     run = read_run(config)
     accelerator = make_accelerator(config.device, config.precision)
-    clean = clean_test(config)
-    triggered = read_poisoned(config, "test") if config.attack in POISONED_DATA else None
+    clean, known = clean_test(config), config.attack in POISONED_DATA
+    triggered = read_poisoned(config, "test") if known else None
     models = {"fine_tuned": defended_model_folder(dataclasses.replace(config, defence="FT"))}
     models["defended"] = defended_model_folder(config)
     fingerprints = {"encoder": fingerprint_encoder(run.encoder)}
     fingerprints |= {name: fingerprint_encoder(str(folder)) for name, folder in models.items()}
     read = {"encoder": fingerprints["encoder"], "clean_test": fingerprint_texts(clean)}
-    if triggered is not None:
+    if known:
         read["poisoned_test"] = fingerprint_texts(triggered)
     for name, found in read.items():
         if run.defended["settings"]["fingerprints"].get(name) != found:
             raise UserError(
                 f"{name} has changed since the run in {run.folder}; run it again with: {command('run_all.py', config)}"
             )
-    others = None if triggered is None else triggered[triggered["label"] != config.target_class]
+    others = triggered[triggered["label"] != config.target_class] if known else None
     computed = analyse(
         config=config,
         shown=(shown := choose_demonstration(sentence, trigger, others, config)),
@@ -210,11 +210,12 @@ def report_run(config: Config, sentence: str | None = None, trigger: str | None 
     if events:
         made.append(("Training curves in TensorBoard:", f"tensorboard --logdir {run.folder / 'tensorboard'}"))
     page = {
-        "title": f"{config.defence} against {config.attack}",
-        "about": f"Preset {config.preset}, encoder {config.poisoned_model or config.plm}, attacker's data "
-        f"{config.trigger_dataset}, defender's clean data {config.clean_dataset}, seed {config.seed}.",
+        "title": f"{config.defence} {f'against {config.attack}' if known else 'without a known attack'}",
+        "about": f"Preset {config.preset}, encoder {config.poisoned_model or config.plm}, "
+        + (f"attacker's data {config.trigger_dataset}, " if known else "")
+        + f"defender's clean data {config.clean_dataset}, seed {config.seed}.",
         "verdict": [verdict(config, run.fine_tuned["metrics"], run.defended["metrics"], run.floor, *run.heads())],
-        "notes": run_notes(triggered is not None, run.floor is not None),
+        "notes": run_notes(known, run.floor is not None),
         "tables": [run_table(run)],
         "figures": keep_figures(run.folder / "figures", figures),
         "figures_folder": run.folder / "figures",
@@ -266,6 +267,13 @@ def training_histories(run: Run) -> dict[str, dict]:
     return poisoning | {titles[name]: history for name, history in phases.items()}
 
 
+def kept_accuracy(pruning: dict) -> float:
+    """The validation accuracy that the search had to keep."""
+    settings = pruning["settings"]
+    threshold = settings["acc_threshold"]
+    return pruning["validation_accuracy"] - settings["acc_drop"] if threshold is None else threshold
+
+
 def run_figures(run: Run, computed: dict, marked: str, validation_texts: int) -> Figures:
     """Every figure that a run has the numbers for.
 
@@ -293,16 +301,17 @@ def run_figures(run: Run, computed: dict, marked: str, validation_texts: int) ->
     if pruning["steps"]:
         rates = effect["flip_rates"] if effect else None
         texts = effect["settings"]["texts"]["triggered"] if effect else 0
+        threshold = kept_accuracy(pruning)
         figures["pruning_trajectory"] = (
-            trajectory_figure(
-                pruning["validation_accuracy"], pruning["steps"], config.acc_threshold, rates, validation_texts, texts
-            ),
+            trajectory_figure(pruning["validation_accuracy"], pruning["steps"], threshold, rates, validation_texts, texts),
             "The search for heads to prune",
-            trajectory_caption(config, pruning["steps"], validation_texts, rates, texts),
+            trajectory_caption(config.prune_step, threshold, pruning["steps"], validation_texts, rates, texts),
         )
     if attention:
         rows = {name: np.array(values) for name, values in attention["attention"].items()}
-        titles = attention_titles(config, attention["probabilities"])
+        titles = attention_titles(
+            config.defence, config.target_class if config.attack in POISONED_DATA else None, attention["probabilities"]
+        )
         figures["cls_attention"] = (
             attention_figure(
                 attention["tokens"], attention["marked"], {titles[name]: values for name, values in rows.items()}

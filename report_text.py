@@ -41,12 +41,9 @@ def verdict(config: Config, tuned: dict, defended: dict, floor: dict | None, pru
     """
     name, target = config.defence, config.target_class
     texts = int(np.sum(defended["clean"]["confusion_matrix"]))
-    points = 100 * (defended["ACC"] - tuned["ACC"])
-    change = f"{'rises' if points > 0 else 'falls'} by {abs(points):.1f} points" if abs(points) >= 0.05 else "stays"
-    accuracy = (
-        f"{pruned} of {heads} heads are pruned, and accuracy on {texts:,} clean texts {change}: {tuned['ACC']:.3f} with "
-        f"fine-tuning alone, {defended['ACC']:.3f} with {name}"
-    )
+    before, after = f"{tuned['ACC']:.3f}", f"{defended['ACC']:.3f}"
+    change = f"{'rises' if after > before else 'falls'} from {before} to {after}" if after != before else f"stays at {after}"
+    accuracy = f"{pruned} of {heads} heads are pruned, and accuracy on {texts:,} clean texts {change}"
     if defended.get("LFR") is None:
         return f"Whether {name} removes a backdoor can't be said without triggered texts; {accuracy}."
     before, after = flipped(tuned, target), flipped(defended, target)
@@ -131,21 +128,26 @@ def clean_variance_caption(validation_texts: int, crosses: str) -> str:
 
 
 def trajectory_caption(
-    config: Config, steps: list[dict], validation_texts: int, flip_rates: list[float] | None, triggered_texts: int
+    prune_step: int,
+    threshold: float,
+    steps: list[dict],
+    validation_texts: int,
+    flip_rates: list[float] | None,
+    triggered_texts: int,
 ) -> str:
     """Of the pruning search."""
     text = (
-        f"Heads are switched off in the fine-tuned model in groups of at most {config.prune_step}; after each, accuracy is "
+        f"Heads are switched off in the fine-tuned model in groups of at most {prune_step}; after each, accuracy is "
         f"measured on the clean validation texts {of_texts(validation_texts)}. "
     )
     if any(step["action"] == "restore" for step in steps):
         text += (
-            f"The first group that brings it below the threshold of {config.acc_threshold:g} is given back head by head "
+            f"The first group that brings it below the threshold of {threshold:.3g} is given back head by head "
             "until it "
             "is at the threshold again."
         )
     else:
-        text += f"It never fell below the threshold of {config.acc_threshold:g}, so that each layer was left with one head."
+        text += f"It never fell below the threshold of {threshold:.3g}, so that each layer was left with one head."
     if flip_rates:
         text += (
             f" Below, for analysis only, the LFR of the same models on {triggered_texts:,} triggered test texts, which the "
@@ -155,12 +157,12 @@ def trajectory_caption(
     return text
 
 
-def attention_titles(config: Config, probabilities: dict[str, list[float]]) -> dict[str, str]:
-    """Title of each model's panel, with what it answers."""
+def attention_titles(defence: str, target_class: int | None, probabilities: dict[str, list[float]]) -> dict[str, str]:
+    """Title of each model's panel, with what it answers; without a known attack there is no target class."""
     titles = {"released": "poisoned encoder, as released"}
-    for name, title in (("fine_tuned", "after fine-tuning (FT)"), ("defended", f"after {config.defence}")):
+    for name, title in (("fine_tuned", "after fine-tuning (FT)"), ("defended", f"after {defence}")):
         predicted = int(np.argmax(probabilities[name]))
-        kind = " (the target)" if predicted == config.target_class else ""
+        kind = " (the target)" if predicted == target_class else ""
         titles[name] = f"{title}: class {predicted}{kind}, p = {probabilities[name][predicted]:.2f}"
     return titles
 
@@ -227,7 +229,10 @@ def grid_verdict(cells: pd.DataFrame, failed: int, rows: int) -> list[str]:
     for attack, own in cells.groupby("attack", sort=False):
         measured = own[own["LFR"].notna()]
         if measured.empty:
-            sentences.append(f"{attack}: no cell has finished.")
+            finished = own[own["ACC"].notna()]
+            rates = ", ".join(f"{row['ACC']:.3f} with {row['name']}" for _, row in finished.iterrows())
+            found = f"LFR was not measured; mean ACC {rates}" if rates else "no cell has finished"
+            sentences.append(f"{attack}: {found}.")
             continue
         best = measured[measured["best"]]
         first, tuned = best.iloc[0], measured[measured["defence"] == "FT"]

@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from figures import (
     trajectory_figure,
     variance_figure,
 )
-from report import combine, grid_command, read_run, report_grid, report_run
+from report import combine, grid_command, read_run, report_grid, report_run, run_figures, run_table, write_events
 from report import main as report_script
 from report_text import grid_verdict, verdict
 from results_table import aggregate
@@ -213,10 +214,15 @@ def metrics(acc: float, flips: int | None, texts: int = 200) -> dict:
             (0.88, 200),
             (0.877, 27),
             None,
-            ["lowers", "(1.000 with fine-tuning alone, 0.135 with", "falls by 0.3 points"],
+            ["lowers", "(1.000 with fine-tuning alone, 0.135 with", "falls from 0.880 to 0.877"],
         ),
-        ((0.88, 200), (0.88, 27), 25, ["lowers", "not clearly above the 0.125 of a never-poisoned", "texts stays: 0.880"]),
-        ((0.88, 200), (0.90, 120), 25, ["lowers", "still above the 0.125", "rises by 2.0 points"]),
+        (
+            (0.88, 200),
+            (0.88, 27),
+            25,
+            ["lowers", "not clearly above the 0.125 of a never", "clean texts stays at 0.880"],
+        ),
+        ((0.88, 200), (0.90, 120), 25, ["lowers", "still above the 0.125", "rises from 0.880 to 0.900"]),
         ((0.88, 200), (0.88, 150), None, ["lowers", "so most of them are still given the attacker's class"]),
         ((0.88, 170), (0.88, 168), None, ["makes no clear difference", "(0.850 with fine-tuning alone, 0.840 with"]),
         ((0.88, 20), (0.88, 24), 22, ["makes no clear difference", "not clearly above the 0.110"]),
@@ -224,9 +230,9 @@ def metrics(acc: float, flips: int | None, texts: int = 200) -> dict:
             (0.88, 100),
             (0.50, 160),
             None,
-            ["does not help", "rises (0.500", "clean texts falls by 38.0 points"],
+            ["does not help", "rises (0.500", "clean texts falls from 0.880 to 0.500"],
         ),
-        ((0.88, None), (0.87, None), None, ["can't be said without triggered texts", "falls by 1.0 points"]),
+        ((0.88, None), (0.87, None), None, ["can't be said without triggered texts", "falls from 0.880 to 0.870"]),
     ],
 )
 def test_verdict_says_what_happened(tuned, defended, floor, says):
@@ -340,6 +346,23 @@ def test_analysis_agrees_with_the_records(tiny_run):
     np.testing.assert_allclose(attention["probabilities"]["defended"], shares, rtol=1e-5)
 
 
+def test_without_triggered_texts_the_rest_is_shown(tiny_run):
+    config, _, _ = tiny_run
+    run = read_run(config)
+    figures = run_figures(run, {"trigger_effect": None, "attention": None}, "", 48)
+    assert list(figures) == ["head_variance", "pruning_trajectory", "layer_weights", "training_curves"]
+    np.testing.assert_allclose(heat_maps(figures["head_variance"][0]), [1000 * np.array(run.pruning["variance"])])
+    assert len(figures["pruning_trajectory"][0].axes) == 1
+    assert not any(
+        "LFR" in caption or "trigger" in caption.replace("without any trigger", "") for _, _, caption in figures.values()
+    )
+    unknown = {key: {**getattr(run, key), "metrics": metrics(0.9, None)} for key in ("fine_tuned", "defended")}
+    table = run_table(replace(run, poisoned=None, **unknown))
+    assert [row[:5] for row in table["rows"]] == [
+        [name, "0.900", "-", "360 of 400", "-"] for name in ("fine-tuned (FT)", "PURE")
+    ]
+
+
 def test_a_second_report_computes_nothing_anew(tiny_run, monkeypatch):
     config, _, page = tiny_run
     before = page.read_bytes()
@@ -428,6 +451,11 @@ def test_training_curves_as_event_files(tiny_run):
     for name, values in losses.items():
         found = [(event.step, event.value) for event in events.Scalars(name)]
         np.testing.assert_allclose(found, list(enumerate(values, 1)), rtol=1e-6)
+
+
+def test_without_tensorboard_there_are_no_event_files(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert write_events(tmp_path / "tensorboard", {}) is False and not list(tmp_path.iterdir())
 
 
 # ------------------------------------------------------------------------------------------------------------- a grid
