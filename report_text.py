@@ -42,7 +42,8 @@ def verdict(config: Config, tuned: dict, defended: dict, floor: dict | None, pru
     name, target = config.defence, config.target_class
     texts = int(np.sum(defended["clean"]["confusion_matrix"]))
     before, after = f"{tuned['ACC']:.3f}", f"{defended['ACC']:.3f}"
-    change = f"{'rises' if after > before else 'falls'} from {before} to {after}" if after != before else f"stays at {after}"
+    change = f"{'rises' if after > before else 'falls'} from the {before} of fine-tuning alone to {after}"
+    change = change if after != before else f"stays at {after}, that of fine-tuning alone"
     accuracy = f"{pruned} of {heads} heads are pruned, and accuracy on {texts:,} clean texts {change}"
     if defended.get("LFR") is None:
         return f"Whether {name} removes a backdoor can't be said without triggered texts; {accuracy}."

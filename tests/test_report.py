@@ -214,7 +214,7 @@ def metrics(acc: float, flips: int | None, texts: int = 200) -> dict:
             (0.88, 200),
             (0.877, 27),
             None,
-            ["lowers", "(1.000 with fine-tuning alone, 0.135 with", "falls from 0.880 to 0.877"],
+            ["lowers", "(1.000 with fine-tuning alone, 0.135 with", "falls from the 0.880 of fine-tuning alone to 0.877"],
         ),
         (
             (0.88, 200),
@@ -222,7 +222,12 @@ def metrics(acc: float, flips: int | None, texts: int = 200) -> dict:
             25,
             ["lowers", "not clearly above the 0.125 of a never", "clean texts stays at 0.880"],
         ),
-        ((0.88, 200), (0.90, 120), 25, ["lowers", "still above the 0.125", "rises from 0.880 to 0.900"]),
+        (
+            (0.88, 200),
+            (0.90, 120),
+            25,
+            ["lowers", "still above the 0.125", "rises from the 0.880 of fine-tuning alone"],
+        ),
         ((0.88, 200), (0.88, 150), None, ["lowers", "so most of them are still given the attacker's class"]),
         ((0.88, 170), (0.88, 168), None, ["makes no clear difference", "(0.850 with fine-tuning alone, 0.840 with"]),
         ((0.88, 20), (0.88, 24), 22, ["makes no clear difference", "not clearly above the 0.110"]),
@@ -230,9 +235,14 @@ def metrics(acc: float, flips: int | None, texts: int = 200) -> dict:
             (0.88, 100),
             (0.50, 160),
             None,
-            ["does not help", "rises (0.500", "clean texts falls from 0.880 to 0.500"],
+            ["does not help", "rises (0.500", "clean texts falls from the 0.880 of fine-tuning alone to 0.500"],
         ),
-        ((0.88, None), (0.87, None), None, ["can't be said without triggered texts", "falls from 0.880 to 0.870"]),
+        (
+            (0.88, None),
+            (0.87, None),
+            None,
+            ["can't be said without triggered texts", "falls from the 0.880 of"],
+        ),
     ],
 )
 def test_verdict_says_what_happened(tuned, defended, floor, says):
