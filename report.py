@@ -551,6 +551,7 @@ def keep_figures(folder: Path, figures: Figures) -> list[dict]:
             "caption": caption,
             "alt": f"{title}: see the caption",
             "png": base64.b64encode((folder / f"{name}.png").read_bytes()).decode(),
+            "inches": figure.get_figwidth(),
             "wide": figure.get_figwidth() > 4,  # Inches; on a phone these scroll, the others fit.
         }
         for name, (figure, title, caption) in figures.items()
