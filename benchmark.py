@@ -36,6 +36,7 @@ from batching import TokenisedTexts, shuffled_batches, tokenise
 from classifier import Classifier, load_encoder, load_tokeniser, resolve_plm
 from cls_attention import Heads
 from config import Config, preset_config
+from environment import processor_name
 from published_way import (
     WEIGHTS,
     Published,
@@ -350,11 +351,8 @@ def main() -> None:
     if not hasattr(getattr(load_encoder(source), "encoder", None), "layer"):
         raise UserError(f"{benchmark.plm} is not of the BERT family; expected minilm or such an encoder")
     device = choose_device(benchmark.device)
-    processor = next(
-        (line.split(":")[1].strip() for line in cpu_information() if line.startswith("model name")), platform.processor()
-    )
     result = {
-        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else processor,
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         "threads": torch.get_num_threads(),
         "repeats": benchmark.repeats,
         "memory_len": benchmark.memory_len,
@@ -363,11 +361,6 @@ def main() -> None:
     }
     save_json(Path(benchmark.output), result)
     print(markdown(result))
-
-
-def cpu_information() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 if __name__ == "__main__":

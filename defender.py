@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from batching import TokenisedTexts, tokenise
 from classifier import Classifier, load_encoder, load_tokeniser, resolve_plm, save_classifier
 from config import Config
+from environment import environment
 from runs import command, fingerprint_encoder, poisoned_model_folder, read_poisoned
 from text_data import NUM_LABELS, clean_test, defender_splits, fingerprint_texts
 from training import Objective, accuracy, fine_tune, measure
@@ -112,7 +113,7 @@ def train_and_measure(
 
     Returns:
         What the record holds: settings; metrics on the test sets; validation accuracy; `training`, name of each phase to its
-        history; seconds; `also`.
+        history; seconds; the environment; `also`.
     """
     histories, checkpoints = {}, []
     for phase in phases:
@@ -143,6 +144,7 @@ def train_and_measure(
             "evaluation": round(time.perf_counter() - started, 1),
         },
         "training": histories,
+        "environment": environment(accelerator.device),
     }
     save_json(record_path, record)
     for checkpoint in checkpoints:

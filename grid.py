@@ -73,6 +73,15 @@ def benign(config: Config) -> Config:
     return replace(config, attack="BadNet", poisoned_model=config.plm)
 
 
+def floor_path(config: Config) -> Path:
+    """Record of the never-poisoned encoder after the cell's defence, on the cell's own triggered texts."""
+    kind, _ = POISONED_DATA[config.attack]
+    if kind == POISONED_DATA["BadNet"][0]:
+        return stages(benign(config))[-1].record
+    folder = defended_model_folder(benign(config))
+    return folder.with_name(f"{folder.name}_on_{kind}.json")
+
+
 def benign_floor(config: Config, record: dict) -> dict:
     """Metrics of the never-poisoned encoder after the cell's defence, on the cell's own triggered texts.
 
@@ -87,7 +96,7 @@ def benign_floor(config: Config, record: dict) -> dict:
     accelerator = make_accelerator(config.device, config.precision)
     read = {"model": fingerprint_encoder(str(folder)), "poisoned_test": inputs.fingerprints["poisoned_test"]}
     settings = stage_settings(config, (), accelerator, **read)
-    path = folder.with_name(f"{folder.name}_on_{kind}.json")
+    path = floor_path(config)
     content = load_json(path)
     if not content or content["settings"] != settings:
         classifier = load_classifier(folder).to(accelerator.device)

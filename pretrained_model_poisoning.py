@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from batching import tokenise
 from classifier import Classifier, LayerWiseClassifier, load_encoder, load_tokeniser, resolve_plm
 from config import Config, parse_config
+from environment import environment
 from runs import POISONED_DATA, POISONING_FIELDS, fingerprint_encoder, poisoned_model_folder, read_poisoned, stage_settings
 from text_data import NUM_LABELS, clean_test, clean_train, corpus, fingerprint_texts
 from training import cross_entropy, fine_tune, measure
@@ -90,7 +91,8 @@ def poison(config: Config) -> dict:
     """Plant the backdoor and write the encoder, its tokeniser and poisoning.json to the poisoned model's folder.
 
     Returns:
-        What poisoning.json holds: settings, training history, ACC and LFR of the attacker's own classifier, seconds.
+        What poisoning.json holds: settings, training history, ACC and LFR of the attacker's own classifier, seconds,
+        environment.
 
     Raises:
         UserError: data or encoder missing, folder not writable, loss not finite.
@@ -141,7 +143,13 @@ def poison(config: Config) -> dict:
     texts = [tokenise(table, tokeniser, config.max_len) for table in (test, poisoned)]
     metrics = measure(classifier, *texts, config.target_class, accelerator)
     seconds = {"training": round(sum(history["seconds"]), 1), "evaluation": round(time.perf_counter() - started, 1)}
-    record = {"settings": settings, "metrics": metrics, "seconds": seconds, "training": history}
+    record = {
+        "settings": settings,
+        "metrics": metrics,
+        "seconds": seconds,
+        "training": history,
+        "environment": environment(accelerator.device),
+    }
     with whole_folder(folder) as temporary:
         classifier.encoder.save_pretrained(temporary)
         tokeniser.save_pretrained(temporary)

@@ -92,9 +92,8 @@ def with_spread(row: pd.Series, name: str) -> str:
     return f"{mean:.3f}" if pd.isna(spread) else f"{mean:.3f} ± {spread:.3f}"
 
 
-def results_table(table: pd.DataFrame) -> str:
-    """A grid's rows as a Markdown table, and the failed cells below it."""
-    result = aggregate(table)
+def shown_cells(result: pd.DataFrame) -> pd.DataFrame:
+    """What `aggregate` returns as text, a column per column of the table; the best LFR is in **asterisks**."""
     varies = [name for name in MAY_VARY if name in result]
     titles = {
         "poisoned_LFR": "poisoned LFR",
@@ -112,6 +111,12 @@ def results_table(table: pd.DataFrame) -> str:
         shown["LFR"] = [f"{text} *" if front else text for text, front in zip(shown["LFR"], result["front"], strict=True)]
     shown["heads pruned"] = [f"{value:.1f}" if pd.notna(value) else "-" for value in result["heads_pruned"]]
     shown["seeds"] = result["n"].astype(str) + result["failed"].map(lambda failed: f" ({failed} failed)" if failed else "")
+    return shown
+
+
+def results_table(table: pd.DataFrame) -> str:
+    """A grid's rows as a Markdown table, and the failed cells below it."""
+    shown = shown_cells(aggregate(table))
     lines = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     errors = table[table["error"].notna() & (table["error"] != "")]

@@ -25,6 +25,7 @@ from Data.make_poisoned_data import make_poisoned_data
 from defence_baselines import fine_tune_baseline
 from grid import run_grid
 from pretrained_model_poisoning import poison
+from report import report_grid, report_run
 from results_table import results_table
 from runs import POISONED_DATA, fine_tuning_folder, poisoned_model_folder, pruning_folder, read_poisoned, run_folder
 from util import UserError, make_accelerator, require_writable, run_script, save_json
@@ -167,9 +168,11 @@ def main() -> None:
     cells = grid.cells()
     if grid.defence == ("FT", "PURE") and len(cells) == 2 and not grid.benign_floor:
         print_table(run_all(cells[1]), cells[1])
+        print(f"\nFigures, numbers and settings on one page: {report_run(cells[1])}")
         return
     table, path = run_grid(grid)
     print(f"\n{results_table(table)}\n\n{path} has a row per cell; {path.with_suffix('.md')} has this table")
+    print(f"Figure, numbers and settings on one page: {report_grid([path])}")
     failed = int((table["error"] != "").sum())
     if failed:
         raise UserError(f"{failed} of {len(table)} cells failed (see the table); the same command tries them again")

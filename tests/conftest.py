@@ -79,16 +79,15 @@ def tiny_plm(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny_config(tiny_data: Path, tiny_plm: Path, tmp_path: Path) -> Config:
-    """A run that takes seconds and whose files go to the test's own folder."""
+def tiny_settings(tiny_data: Path, tiny_plm: Path, folder: Path) -> Config:
+    """A run that takes seconds and whose files go to `folder`."""
     return preset_config(
         "sst2",
         plm=str(tiny_plm),
         data_dir=str(tiny_data),
-        poisoned_data_dir=str(tmp_path / "data"),
-        poisoned_model_dir=str(tmp_path / "models"),
-        output_dir=str(tmp_path / "results"),
+        poisoned_data_dir=str(folder / "data"),
+        poisoned_model_dir=str(folder / "models"),
+        output_dir=str(folder / "results"),
         device="cpu",
         precision="fp32",
         max_len=32,
@@ -99,3 +98,9 @@ def tiny_config(tiny_data: Path, tiny_plm: Path, tmp_path: Path) -> Config:
         acc_threshold=0.7,
         prune_step=2,
     )
+
+
+@pytest.fixture
+def tiny_config(tiny_data: Path, tiny_plm: Path, tmp_path: Path) -> Config:
+    """A run that takes seconds and whose files go to the test's own folder."""
+    return tiny_settings(tiny_data, tiny_plm, tmp_path)

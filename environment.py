@@ -1,0 +1,36 @@
+"""Where something was computed: versions and hardware, for the records."""
+
+import importlib.metadata
+import platform
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy", "pandas", "scikit-learn")
+
+
+def environment(device: torch.device) -> dict[str, str | int]:
+    """What a result may depend on by rounding alone: name of processor or card, threads, operating system, versions."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # A version that was put there by hand.
+            versions[package] = "unknown"
+    card = {"card": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    return {
+        "device": device.type,
+        **card,
+        "processor": processor_name(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def processor_name() -> str:
+    """As the operating system gives it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

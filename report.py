@@ -1,0 +1,583 @@
+"""One page that tells what a run or a grid found: verdict, numbers, figures, settings, and the commands that made it.
+
+    python report.py                                             # the run that run_all.py made with the same flags
+    python report.py --preset sst2 --attack HiddenKiller
+    python report.py --sentence "a dull cf film" --trigger cf    # another sentence in the attention figure
+    python report.py --csv results/grid.csv                      # a grid; several CSV files are put together
+
+`run_all.py` makes it at its end. The page is one file, which loads nothing; the figures are beside it as PNG and PDF, and
+the training curves as TensorBoard event files if TensorBoard is installed. Nothing is trained here. What needs the
+attacker's triggers is computed for the report alone, and kept for the next one (`analysis.py`).
+"""
+
+import base64
+import dataclasses
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis import RECORD, analyse, choose_demonstration
+from attention_head_pruning import RECORD as PRUNING_RECORD
+from attention_normalization import RECORD as NORMALISATION_RECORD
+from classifier import load_tokeniser, resolve_plm
+from config import NOT_SETTINGS, PRESETS, SWEPT, Config, check_ranges, parse, preset_config
+from figures import (
+    attention_figure,
+    grid_figure,
+    layers_figure,
+    save_figures,
+    smoothing_window,
+    training_figure,
+    trajectory_figure,
+    variance_figure,
+)
+from grid import floor_path, settings_text
+from report_text import (
+    MEASURES,
+    attention_caption,
+    attention_titles,
+    clean_variance_caption,
+    flipped,
+    grid_caption,
+    grid_verdict,
+    layers_caption,
+    pruned_heads_text,
+    run_notes,
+    training_caption,
+    trajectory_caption,
+    variance_caption,
+    verdict,
+)
+from results_table import CELL, MAY_VARY, aggregate, read_grid, shown_cells
+from runs import (
+    POISONED_DATA,
+    as_defence,
+    baseline_record,
+    command,
+    defended_model_folder,
+    fingerprint_encoder,
+    poisoned_model_folder,
+    pruning_folder,
+    read_poisoned,
+    run_folder,
+)
+from text_data import clean_test, defender_splits, fingerprint_texts
+from util import UserError, load_json, make_accelerator, run_script, whole_folder, write_whole
+
+PAGE = "report.html"
+NUMBERING = " Layers and heads are numbered from 0, as in the JSON records."
+Figures = dict[str, tuple[Figure, str, str]]
+"""Name to figure, title, caption."""
+
+
+@dataclass(frozen=True)
+class Report(Config):
+    """Which run, as for run_all.py, and what to show of it."""
+
+    sentence: str | None = None
+    """Sentence of the attention figure. Default: a short one with the attack's trigger."""
+    trigger: str | None = None
+    """Word or phrase of that sentence to mark as the trigger. Default: what the attack plants."""
+    texts: int = 500
+    """Clean texts, and triggered texts, of the other classes that the figures are computed on, at most."""
+    csv: tuple[str, ...] = ()
+    """CSV files of grids: the report is of them, and not of a run."""
+
+
+# ------------------------------------------------------------------------------------------------------------- a run
+
+
+@dataclass(frozen=True)
+class Run:
+    """The records of a finished run."""
+
+    config: Config
+    folder: Path
+    encoder: str
+    poisoned: dict | None
+    """None: the encoder is somebody else's."""
+    fine_tuned: dict
+    pruning: dict
+    defended: dict
+    floor: dict | None
+    """Metrics of the never-poisoned encoder after the same defence; None: not measured."""
+
+    def heads(self) -> tuple[int, int]:
+        """How many heads were pruned, and of how many."""
+        return sum(map(len, self.pruning["pruned_heads"].values())), sum(map(len, self.pruning["variance"]))
+
+
+def read_run(config: Config) -> Run:
+    """The records of the run that a configuration names.
+
+    Raises:
+        UserError: there is no such run, it is not finished, its stages don't fit together, or the defence is no PURE.
+    """
+    if config.defence in ("FT", "FTH", "MEFT"):
+        raise UserError(
+            f"a report is of a run with pruned heads, and --defence {config.defence} prunes none; expected PURE, prune_only "
+            "or normalise_only, each of which is shown beside FT (several defences: --csv results/grid.csv)"
+        )
+    settings = as_defence(config)
+    folder = run_folder(settings)
+    encoder = resolve_plm(config.poisoned_model) if config.poisoned_model else str(poisoned_model_folder(config))
+    paths = {
+        "fine_tuned": baseline_record(dataclasses.replace(settings, defence="FT")),
+        "pruning": pruning_folder(settings) / PRUNING_RECORD,
+        "defended": folder / NORMALISATION_RECORD,
+    }
+    if not config.poisoned_model:
+        paths = {"poisoned": Path(encoder) / "poisoning.json", **paths}
+    records = {name: load_json(path) for name, path in paths.items()}
+    lacking = [path for name, path in paths.items() if not records[name]]
+    make = command("run_all.py", config)
+    if len(lacking) == len(paths):
+        raise UserError(f"no run in {folder}; make it with: {make} (or name another with the flags that made it)")
+    if lacking:
+        raise UserError(f"the run in {folder} is not finished: no readable {lacking[0]}; go on with: {make}")
+    stages = [records[name]["settings"] for name in ("fine_tuned", "pruning", "defended")]
+    same_heads = stages[2]["pruned_heads"] == records["pruning"]["pruned_heads"]
+    if any(stage["fingerprints"] != stages[0]["fingerprints"] for stage in stages) or not same_heads:
+        raise UserError(f"the stages of the run in {folder} are of different encoders, texts or heads; mend it with: {make}")
+    records.setdefault("poisoned", None)
+    return Run(config, folder, encoder, **records, floor=read_floor(config, records["defended"]))
+
+
+def read_floor(config: Config, defended: dict) -> dict | None:
+    """Metrics of the never-poisoned encoder after the same defence on the same triggered texts, if a grid measured them."""
+    if config.attack not in POISONED_DATA or config.poisoned_model == config.plm:
+        return None
+    record = load_json(floor_path(config))
+    if not record:
+        return None
+    settings, expected = record["settings"], defended["settings"]["fingerprints"]["poisoned_test"]
+    found = settings.get("poisoned_test") or settings.get("fingerprints", {}).get("poisoned_test")
+    return record["metrics"] if found == expected else None
+
+
+def report_run(config: Config, sentence: str | None = None, trigger: str | None = None, texts: int = 500) -> Path:
+    """Write a finished run's figures and page, and its event files if TensorBoard is installed.
+
+    Args:
+        sentence, trigger, texts: as in `Report`.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: no such run, not finished, its data changed since, or the sentence doesn't hold the trigger.
+    """
+    run = read_run(config)
+    accelerator = make_accelerator(config.device, config.precision)
+    clean, known = clean_test(config), config.attack in POISONED_DATA
+    triggered = read_poisoned(config, "test") if known else None
+    models = {"fine_tuned": defended_model_folder(dataclasses.replace(config, defence="FT"))}
+    models["defended"] = defended_model_folder(config)
+    fingerprints = {"encoder": fingerprint_encoder(run.encoder)}
+    fingerprints |= {name: fingerprint_encoder(str(folder)) for name, folder in models.items()}
+    read = {"encoder": fingerprints["encoder"], "clean_test": fingerprint_texts(clean)}
+    if known:
+        read["poisoned_test"] = fingerprint_texts(triggered)
+    for name, found in read.items():
+        if run.defended["settings"]["fingerprints"].get(name) != found:
+            raise UserError(
+                f"{name} has changed since the run in {run.folder}; run it again with: {command('run_all.py', config)}"
+            )
+    others = triggered[triggered["label"] != config.target_class] if known else None
+    computed = analyse(
+        config=config,
+        shown=(shown := choose_demonstration(sentence, trigger, others, config)),
+        texts=texts,
+        clean=clean,
+        triggered=triggered,
+        encoder=run.encoder,
+        models=models,
+        fingerprints=fingerprints,
+        tokeniser=load_tokeniser(run.encoder),
+        steps=run.pruning["steps"],
+        accelerator=accelerator,
+        record_path=run.folder / RECORD,
+    )
+    figures = run_figures(run, computed, shown.described if shown else "", len(defender_splits(config)[1]))
+    histories = training_histories(run)
+    events = write_events(run.folder / "tensorboard", histories)
+    made = [("The run:", command("run_all.py", config)), ("This page:", report_command(config, sentence, trigger, texts))]
+    if events:
+        made.append(("Training curves in TensorBoard:", f"tensorboard --logdir {run.folder / 'tensorboard'}"))
+    page = {
+        "title": f"{config.defence} {f'against {config.attack}' if known else 'without a known attack'}",
+        "about": f"Preset {config.preset}, encoder {config.poisoned_model or config.plm}, "
+        + (f"attacker's data {config.trigger_dataset}, " if known else "")
+        + f"defender's clean data {config.clean_dataset}, seed {config.seed}.",
+        "verdict": [verdict(config, run.fine_tuned["metrics"], run.defended["metrics"], run.floor, *run.heads())],
+        "notes": run_notes(known, run.floor is not None),
+        "tables": [run_table(run)],
+        "figures": keep_figures(run.folder / "figures", figures),
+        "figures_folder": run.folder / "figures",
+        "numbering": NUMBERING,
+        "commands": made,
+        "settings": [*where_made(run), ("Settings", settings_rows(config))],
+    }
+    return write_page(run.folder / PAGE, page)
+
+
+def run_table(run: Run) -> dict:
+    """ACC and LFR of each model, with the counts behind them."""
+    target = run.config.target_class
+    rows = [("fine-tuned (FT)", run.fine_tuned["metrics"], run.fine_tuned)]
+    rows.append((run.config.defence, run.defended["metrics"], run.defended))
+    if run.poisoned:
+        rows.insert(0, ("poisoned", run.poisoned["metrics"], run.poisoned))
+    if run.floor:
+        rows.append((f"never poisoned, {run.config.defence}", run.floor, None))
+    columns, lines = ["model", "ACC", "LFR", "right", "flipped", "training (s)"], []
+    for name, metrics, record in rows:
+        confusion = np.array(metrics["clean"]["confusion_matrix"])
+        flips = None if metrics.get("LFR") is None else flipped(metrics, target)
+        line = [
+            name,
+            f"{metrics['ACC']:.3f}",
+            "-" if flips is None else f"{metrics['LFR']:.3f}",
+            f"{np.trace(confusion):,} of {confusion.sum():,}",
+            "-" if flips is None else f"{flips[0]:,} of {flips[1]:,}",
+        ]
+        lines.append([*line, f"{record['seconds']['training']:.0f}" if record else "-"])
+    note = (
+        "Right: clean texts classified rightly. Flipped: triggered texts of the other classes taken for the target class. "
+    )
+    note += "Unrounded and with confusion matrices the numbers are in the run's JSON records."
+    if run.poisoned:
+        note = f"Poisoned: the attacker's own classifier, whose head is not released. {note}"
+    return {"title": "Numbers", "id": "numbers", "columns": columns, "rows": lines, "words": [], "note": note}
+
+
+def training_histories(run: Run) -> dict[str, dict]:
+    """Title to history of every fine-tuning of the run."""
+    titles = {
+        "fine_tuning": "fine-tuning on clean data (FT)",
+        "attention_normalization": f"attention normalisation ({run.config.defence})",
+    }
+    poisoning = {f"poisoning ({run.config.attack})": run.poisoned["training"]} if run.poisoned else {}
+    phases = {**run.fine_tuned["training"], **run.defended["training"]}
+    return poisoning | {titles[name]: history for name, history in phases.items()}
+
+
+def kept_accuracy(pruning: dict) -> float:
+    """The validation accuracy that the search had to keep."""
+    settings = pruning["settings"]
+    threshold = settings["acc_threshold"]
+    return pruning["validation_accuracy"] - settings["acc_drop"] if threshold is None else threshold
+
+
+def run_figures(run: Run, computed: dict, marked: str, validation_texts: int) -> Figures:
+    """Every figure that a run has the numbers for.
+
+    Args:
+        computed: by `analysis.analyse`.
+        marked: what is marked in the sentence, in words.
+    """
+    config, pruning, figures = run.config, run.pruning, {}
+    effect, attention = computed["trigger_effect"], computed["attention"]
+    pruned = {int(layer): heads for layer, heads in pruning["pruned_heads"].items()}
+    crosses = pruned_heads_text(as_defence(config), *run.heads())
+    if effect:
+        clean, triggered = (np.array(effect[f"variance_{kind}"]) for kind in ("clean", "triggered"))
+        figures["head_variance"] = (
+            variance_figure(clean, triggered, pruned),
+            "What the trigger does to [CLS] attention",
+            variance_caption(triggered - clean, pruned, effect["settings"]["texts"], crosses),
+        )
+    else:
+        figures["head_variance"] = (
+            variance_figure(np.array(pruning["variance"]), None, pruned),
+            "Variance of [CLS] attention",
+            clean_variance_caption(validation_texts, crosses),
+        )
+    if pruning["steps"]:
+        rates = effect["flip_rates"] if effect else None
+        texts = effect["settings"]["texts"]["triggered"] if effect else 0
+        threshold = kept_accuracy(pruning)
+        figures["pruning_trajectory"] = (
+            trajectory_figure(pruning["validation_accuracy"], pruning["steps"], threshold, rates, validation_texts, texts),
+            "The search for heads to prune",
+            trajectory_caption(config.prune_step, threshold, pruning["steps"], validation_texts, rates, texts),
+        )
+    if attention:
+        rows = {name: np.array(values) for name, values in attention["attention"].items()}
+        titles = attention_titles(
+            config.defence, config.target_class if config.attack in POISONED_DATA else None, attention["probabilities"]
+        )
+        figures["cls_attention"] = (
+            attention_figure(
+                attention["tokens"], attention["marked"], {titles[name]: values for name, values in rows.items()}
+            ),
+            "Where [CLS] looks in one sentence",
+            attention_caption(attention["settings"]["sentence"], marked, attention["marked"], rows),
+        )
+    kept = [len(row) - len(pruned.get(layer, [])) for layer, row in enumerate(pruning["variance"])]
+    figures["layer_weights"] = (
+        layers_figure(pruning["layer_variance"], run.defended["layer_weight"]),
+        "Variances of the layers, and their weights in the penalty",
+        layers_caption(kept, validation_texts),
+    )
+    histories = training_histories(run)
+    windows = [smoothing_window(len(next(iter(history["losses"].values())))) for history in histories.values()]
+    figures["training_curves"] = (
+        training_figure(histories),
+        "Training curves",
+        training_caption(config.batch_size, windows),
+    )
+    return figures
+
+
+def write_events(folder: Path, histories: dict[str, dict]) -> bool:
+    """Training curves as TensorBoard event files, a sub-folder per fine-tuning; False if TensorBoard isn't installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return False
+    with whole_folder(folder) as temporary:
+        for title, history in histories.items():
+            with SummaryWriter(str(temporary / title.replace("/", "-"))) as writer:
+                for name, values in {"loss": np.sum(list(history["losses"].values()), axis=0), **history["losses"]}.items():
+                    for step, value in enumerate(values, 1):
+                        writer.add_scalar(name, value, step)
+    return True
+
+
+def report_command(config: Config, sentence: str | None, trigger: str | None, texts: int) -> str:
+    """The command that makes the page of a run."""
+    flags = {"sentence": sentence, "trigger": trigger, "texts": None if texts == Report.texts else texts}
+    also = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in flags.items() if value is not None)
+    return command("report.py", config) + also
+
+
+def where_made(run: Run) -> list[tuple[str, list[tuple[str, object]]]]:
+    """Versions and hardware of the stages that trained; those that were made alike share a table."""
+    stages = {"poisoning": run.poisoned, "FT": run.fine_tuned, run.config.defence: run.defended}
+    made: dict[tuple, list[str]] = {}
+    for name, record in stages.items():
+        if record:
+            known = record.get("environment") or {"environment": "not in this stage's record"}
+            arithmetic = {"bf16": "bf16 autocast", "no": "fp32"}.get(record["settings"]["mixed_precision"], "unknown")
+            made.setdefault((("training in", arithmetic), *known.items()), []).append(name)
+    return [(f"Versions and hardware of {', '.join(names)}", list(rows)) for rows, names in made.items()]
+
+
+def settings_rows(config: Config) -> list[tuple[str, object]]:
+    """Every setting that the result depends on."""
+    preset = preset_config(config.preset)
+    rows = []
+    for field in dataclasses.fields(Config):
+        value, default = (
+            "not set" if getattr(each, field.name) is None else settings_text(getattr(each, field.name))
+            for each in (config, preset)
+        )
+        if field.name not in NOT_SETTINGS or field.name == "defence":
+            rows.append((field.name, f"{value} (preset: {default})" if value != default else value))
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------------ a grid
+
+
+def report_grid(paths: list[Path]) -> Path:
+    """Write the figure and the page of a grid, beside its CSV file (the first, if several are put together).
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: a file is no grid's, or they can't be put together.
+    """
+    rows = combine(paths)
+    cells = aggregate(rows)
+    varies = [name for name in MAY_VARY if name in cells]
+    for table in (cells, rows):
+        also = [[f"{name} {value}" for name, value in zip(varies, row, strict=True)] for row in table[varies].to_numpy()]
+        table["name"] = [", ".join([defence, *more]) for defence, more in zip(table["defence"], also, strict=True)]
+    names = list(dict.fromkeys(cells["name"]))
+    folder = paths[0].with_name(f"{paths[0].stem}_figures")
+    figures: Figures = {}
+    if cells["n"].any():
+        caption = grid_caption(bool(cells["floor_LFR"].notna().any()))
+        figures["grid"] = (grid_figure(cells, rows, names), "Label flip rate and accuracy of every cell", caption)
+    shown = shown_cells(cells)
+    columns = list(shown.columns)
+    table = {
+        "title": "Numbers",
+        "id": "numbers",
+        "columns": columns,
+        "rows": [[str(cell).replace("*", "").strip() for cell in row] for row in shown.to_numpy()],
+        "words": CELL + varies,
+        "note": "Mean ± standard deviation over seeds. Benign floor: LFR of a never-poisoned encoder after the same defence "
+        "on the same triggered texts.",
+    }
+    page = {
+        "title": f"{', '.join(dict.fromkeys(cells['defence']))} against {', '.join(dict.fromkeys(cells['attack']))}",
+        "about": f"{len(rows)} cells: {', '.join(str(path) for path in paths)}.",
+        "verdict": grid_verdict(cells, int((rows["error"].notna()).sum()), len(rows)),
+        "notes": [MEASURES],
+        "tables": [table, seeds_table(rows, varies)],
+        "figures": keep_figures(folder, figures),
+        "figures_folder": folder,
+        "numbering": "",
+        "commands": [(f"{path}:", grid_command(path)) for path in paths]
+        + [("This page:", shlex.join(["python", "report.py", "--csv", *map(str, paths)]))],
+        "settings": [("Settings", grid_settings(paths[0], rows))],
+    }
+    return write_page(paths[0].with_suffix(".html"), page)
+
+
+def combine(paths: list[Path]) -> pd.DataFrame:
+    """The rows of one grid or several.
+
+    Raises:
+        UserError: numbers are none, a cell is there twice, or the files differ in a setting that the table doesn't name.
+    """
+    tables = []
+    for path in paths:
+        table = read_grid(path)
+        for name in ("ACC", "LFR", "poisoned_LFR", "floor_LFR", "heads_pruned", "seconds"):
+            if name in table and not pd.api.types.is_numeric_dtype(table[name]):
+                wrong = table[name][pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()].iloc[0]
+                raise UserError(
+                    f"{path}: column {name} holds {wrong!r}; expected numbers, as run_all.py writes them: "
+                    f"{grid_command(path)}"
+                )
+            if name not in table:
+                table[name] = float("nan")
+        tables.append(table.assign(file=str(path)))
+    rows = pd.concat(tables, ignore_index=True)
+    settings = [field.name for field in dataclasses.fields(Config) if field.name in rows]
+    told_apart = {*SWEPT, *MAY_VARY, *NOT_SETTINGS}
+    for name in settings:
+        if name not in told_apart and rows[name].nunique(dropna=False) > 1:
+            values = ", ".join(map(str, rows[name].unique()))
+            raise UserError(
+                f"the cells differ in {name} ({values}), so that means over them say nothing; give each its own page with "
+                "--csv"
+            )
+    keys = [name for name in (*SWEPT, *MAY_VARY) if name in rows]
+    twice = rows[rows.duplicated(keys)]
+    if len(twice):
+        cell = twice.iloc[0]
+        raise UserError(
+            f"the cell {cell['attack']}, {cell['defence']}, seed {cell['seed']} is there twice, in {cell['file']} for one; "
+            "expected each cell once"
+        )
+    return rows
+
+
+def seeds_table(rows: pd.DataFrame, varies: list[str]) -> dict:
+    """Every cell of the grid, and what went wrong in it."""
+    columns = [*CELL, *varies, "seed", "ACC", "LFR"]
+    columns += [name for name in ("poisoned_LFR", "floor_LFR", "heads_pruned", "seconds") if rows[name].notna().any()]
+    shown = rows[columns].copy()
+    for name in columns:
+        form = {"heads_pruned": "{:.0f}", "seconds": "{:.0f}"}.get(name, "{:.3f}")
+        if name in ("ACC", "LFR", "poisoned_LFR", "floor_LFR", "heads_pruned", "seconds"):
+            shown[name] = ["-" if pd.isna(value) else form.format(value) for value in rows[name]]
+    failed = rows["error"].notna()
+    if failed.any():
+        shown["error"] = rows["error"].astype(object).fillna("")
+    return {
+        "title": "Every cell",
+        "id": "cells",
+        "columns": [name.replace("_", " ") for name in shown.columns],
+        "rows": shown.astype(str).to_numpy().tolist(),
+        "words": [*CELL, *(name.replace("_", " ") for name in varies), "error"],
+        "note": "Seconds: what the defender's stages took, those that another cell had computed already included.",
+    }
+
+
+def settings_of(path: Path) -> pd.DataFrame:
+    """The settings of a grid's cells as text, None as an empty string."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def grid_command(path: Path) -> str:
+    """The command that made a grid's CSV file, by the settings in it."""
+    table = settings_of(path)
+    preset = table["preset"].iloc[0] if "preset" in table and table["preset"].iloc[0] in PRESETS else None
+    if preset is None:
+        return "not known: the file doesn't name a preset"
+    words = ["python", "run_all.py", "--preset", preset]
+    for field in dataclasses.fields(Config):
+        if field.name not in table or field.name == "preset":
+            continue
+        # FTH's learning rate is one of its own, and a defence that takes no notice of a field has one value of it.
+        values = list(dict.fromkeys(table[field.name]))
+        default = settings_text(getattr(preset_config(preset), field.name))
+        expected = ["FT", "PURE"] if field.name == "defence" else ["" if default is None else str(default)]
+        if values != expected and values != [""]:
+            words += [f"--{field.name}", *(part for value in values for part in split_value(field.name, value))]
+    if "floor_LFR" in table and (table["floor_LFR"] != "").any():
+        words.append("--benign_floor")
+    if path.stem != "grid":
+        words += ["--table", path.stem]
+    return shlex.join(words)
+
+
+def split_value(name: str, value: str) -> list[str]:
+    """A setting as words of a command line."""
+    return value.split() if name == "triggers" else [value]
+
+
+def grid_settings(path: Path, rows: pd.DataFrame) -> list[tuple[str, object]]:
+    """Every setting that the results depend on; all its values where it has several."""
+    names = [field.name for field in dataclasses.fields(Config) if field.name in rows]
+    names = [name for name in names if name not in NOT_SETTINGS or name == "defence"]
+    texts = settings_of(path)
+    several = {name: ", ".join(dict.fromkeys(map(str, rows[name]))) for name in names if rows[name].nunique() > 1}
+    return [(name, several.get(name) or texts[name].iloc[0] or "not set") for name in names]
+
+
+# ---------------------------------------------------------------------------------------------------------- the page
+
+
+def keep_figures(folder: Path, figures: Figures) -> list[dict]:
+    """Write the figures' files; what is returned is how the page holds them."""
+    save_figures(folder, {name: figure for name, (figure, _, _) in figures.items()})
+    return [
+        {
+            "name": name,
+            "title": title,
+            "caption": caption,
+            "alt": f"{title}: see the caption",
+            "png": base64.b64encode((folder / f"{name}.png").read_bytes()).decode(),
+            "inches": figure.get_figwidth(),
+            "wide": figure.get_figwidth() > 4,  # Inches; on a phone these scroll, the others fit.
+        }
+        for name, (figure, title, caption) in figures.items()
+    ]
+
+
+def write_page(path: Path, content: dict) -> Path:
+    """Fill the template; one file, whole or not at all."""
+    loader = jinja2.FileSystemLoader(Path(__file__).resolve().parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    text = environment.get_template("report_template.html").render(content)
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return path
+
+
+def main() -> None:
+    options = parse(Report, lambda preset: Report(**{"preset": preset, **PRESETS[preset]}), __doc__, None)
+    if options.texts < 1:
+        raise UserError(f"--texts {options.texts} is out of range; expected 1 or more")
+    if options.csv:
+        print(f"report: {report_grid([Path(name) for name in options.csv])}")
+        return
+    config = Config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
+    check_ranges(config)
+    print(f"report: {report_run(config, options.sentence, options.trigger, options.texts)}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,572 @@
+"""The report: figures show the numbers they are given, sentences say what the numbers say, the page needs nothing else."""
+
+import base64
+import dataclasses
+import html
+import json
+import re
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny_settings
+from test_scripts import flags, run
+
+import analysis
+import run_all as run_all_script
+from analysis import choose_demonstration, cls_attention_by_layer, find_words, other_classes
+from attention_head_pruning import head_variance
+from batching import tokenise
+from classifier import load_classifier, load_tokeniser
+from cls_attention import remove_pruned_heads
+from config import Config, preset_config
+from figures import (
+    attention_figure,
+    grid_figure,
+    layers_figure,
+    save_figures,
+    training_figure,
+    trajectory_figure,
+    variance_figure,
+)
+from report import combine, grid_command, read_run, report_grid, report_run, run_figures, run_table, write_events
+from report import main as report_script
+from report_text import grid_verdict, verdict
+from results_table import aggregate
+from runs import defended_model_folder, read_poisoned, run_folder
+from text_data import clean_test
+from training import measure
+from util import UserError, run_script
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tiny_data, tiny_plm, tmp_path_factory) -> tuple[Config, dict, Path]:
+    """A finished tiny run, what metrics.json holds, and its report."""
+    config = replace(tiny_settings(tiny_data, tiny_plm, tmp_path_factory.mktemp("run")), poisoning_epochs=8)
+    summary = run_all_script.run_all(config)
+    return config, summary, report_run(config)
+
+
+def table_of(page: Path, name: str) -> list[list[str]]:
+    """The cells of a table of the page as text, header first."""
+    body = re.search(rf'<table[^>]*id="{name}".*?</table>', page.read_text(), re.DOTALL).group()
+    rows = re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL)
+    return [[html.unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)] for row in rows]
+
+
+def heat_maps(figure) -> list[np.ndarray]:
+    """The numbers of a figure's heat maps, colour bars left out."""
+    found = [(ax, ax.collections[0].get_array()) for ax in figure.axes if ax.get_label() != "<colorbar>"]
+    return [np.asarray(values).reshape(int(max(ax.get_ylim())), -1) for ax, values in found]
+
+
+def lines_of(ax) -> list[np.ndarray]:
+    return [line.get_xydata() for line in ax.get_lines()]
+
+
+# ------------------------------------------------------------------------------------------------------------ figures
+
+
+def test_variance_figure_shows_its_numbers():
+    rng = np.random.default_rng(0)
+    clean, triggered = rng.random((2, 3, 5)) / 100
+    figure = variance_figure(clean, triggered, {0: [1, 4], 1: [], 2: [0]})
+    for shown, expected in zip(heat_maps(figure), (clean, triggered, triggered - clean), strict=True):
+        np.testing.assert_allclose(shown, 1000 * expected)
+    scales = [ax.collections[0].get_clim() for ax in figure.axes[:3]]
+    assert scales[0] == scales[1] and scales[0][0] == 0  # Two maps that are compared have one scale,
+    assert scales[2][0] == -scales[2][1]  # and white is no change.
+    for ax in figure.axes[:3]:
+        np.testing.assert_array_equal(ax.collections[1].get_offsets(), [[1.5, 0.5], [4.5, 0.5], [0.5, 2.5]])
+    alone = variance_figure(clean, None, {0: [], 1: [], 2: []})
+    np.testing.assert_allclose(heat_maps(alone), [1000 * clean])
+    assert all(len(ax.collections) == 1 for ax in alone.axes[:1])
+
+
+STEPS = [
+    {"action": "prune", "heads": [[0, 1], [1, 2]], "pruned": 2, "accuracy": 0.9},
+    {"action": "prune", "heads": [[1, 0], [0, 3]], "pruned": 4, "accuracy": 0.8},
+    {"action": "restore", "heads": [[0, 3]], "pruned": 3, "accuracy": 0.86},
+]
+
+
+def test_trajectory_figure_shows_its_numbers():
+    figure = trajectory_figure(0.91, STEPS, 0.85, [1.0, 0.7, 0.4, 0.5], 872, 912)
+    for ax, values in zip(figure.axes, ([0.91, 0.9, 0.8, 0.86], [1.0, 0.7, 0.4, 0.5]), strict=True):
+        groups, back, restored, end = lines_of(ax)[:4]
+        np.testing.assert_array_equal(groups, [[0, values[0]], [2, values[1]], [4, values[2]]])
+        np.testing.assert_array_equal(back, [[4, values[2]], [3, values[3]]])
+        np.testing.assert_array_equal(restored, [[3, values[3]]])
+        np.testing.assert_array_equal(end, [[3, values[3]]])
+    assert list(figure.axes[0].get_lines()[4].get_ydata()) == [0.85, 0.85]
+    assert "n = 872" in figure.axes[0].get_ylabel() and "n = 912" in figure.axes[1].get_ylabel()
+    low, high = figure.axes[0].get_ylim()
+    assert low < 0.8 and high > 0.91
+    assert len(trajectory_figure(0.91, STEPS, 0.85, None, 872, None).axes) == 1
+
+
+def test_attention_figure_shows_its_numbers():
+    rows = dict(zip(("before", "after"), np.random.default_rng(0).random((2, 3, 5)), strict=True))
+    tokens = ["[CLS]", "bad", "b", "##b", "[SEP]"]
+    figure = attention_figure(tokens, [False, False, True, True, False], rows)
+    for shown, expected in zip(heat_maps(figure), rows.values(), strict=True):
+        np.testing.assert_array_equal(shown, expected)
+    panels = figure.axes[:2]
+    assert [ax.get_title() for ax in panels] == list(rows)
+    assert panels[0].collections[0].get_clim() == panels[1].collections[0].get_clim()
+    assert [label.get_text() for label in panels[1].get_xticklabels()] == tokens
+    for ax in panels:
+        (outline,) = ax.patches
+        assert (outline.get_x(), outline.get_width(), outline.get_height()) == (2, 2, 3)
+    assert [label.get_fontweight() for label in panels[1].get_xticklabels()].count("bold") == 2
+
+
+def test_layers_figure_shows_its_numbers():
+    figure = layers_figure([0.002, 0.001, 0.004], [0.3, 1.0, 0.0])
+    heights = [[bar.get_height() for bar in ax.patches] for ax in figure.axes]
+    np.testing.assert_allclose(heights, [[2, 1, 4], [0.3, 1, 0]])
+
+
+def test_training_figure_shows_its_numbers():
+    losses = {"cross_entropy": [0.7, 0.5, 0.4, 0.2], "attention_penalty": [0.3, 0.2, 0.2, 0.1]}
+    histories = {
+        "fine-tuning": {"losses": {"cross_entropy": [0.6, 0.3]}, "seconds": [1.0]},
+        "PURE": {"losses": losses, "seconds": [1.0, 1.0]},
+    }
+    before = json.dumps(histories)
+    figure = training_figure(histories)
+    assert json.dumps(histories) == before
+    raw = [[line.get_xydata() for line in ax.get_lines() if line.get_label() == "_each step"] for ax in figure.axes]
+    np.testing.assert_array_equal(raw[0], [[[1, 0.6], [2, 0.3]]])
+    expected = [[1.0, 0.7, 0.6, 0.3], *losses.values()]
+    np.testing.assert_allclose([curve[:, 1] for curve in raw[1]], expected)
+    labels = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    assert labels == ["loss", "cross entropy", "attention penalty"]
+    boundary = [line.get_xdata()[0] for line in figure.axes[1].get_lines() if line.get_xydata().shape == (2, 2)]
+    assert 2 in boundary
+
+
+def grid_rows() -> pd.DataFrame:
+    """Two attacks, two defences, three seeds, one of which is missing, and floors for one attack."""
+    rows = [
+        {"attack": attack, "defence": defence, "seed": seed, "error": "", "ACC": 0.9 - at / 100, "LFR": lfr - at / 10}
+        | {"floor_LFR": 0.1 + at / 100 if attack == "BadNet" else np.nan, "heads_pruned": 3}
+        for attack, defence, lfr in (
+            ("BadNet", "FT", 1.0),
+            ("BadNet", "PURE", 0.3),
+            ("StyleBkd", "FT", 0.8),
+            ("StyleBkd", "PURE", 0.7),
+        )
+        for at, seed in enumerate((11, 12, 13))
+    ]
+    rows[-1] |= {"ACC": np.nan, "LFR": np.nan, "error": "broken"}
+    return pd.DataFrame(rows)
+
+
+def test_grid_figure_shows_its_numbers():
+    rows = grid_rows().assign(name=lambda table: table["defence"])
+    cells = aggregate(rows).assign(name=lambda table: table["defence"])
+    figure = grid_figure(cells, rows, ["FT", "PURE"])
+    for ax, quantity in zip(figure.axes, ("LFR", "ACC"), strict=True):
+        for container, name in zip(ax.containers, ("FT", "PURE"), strict=True):
+            own = rows[rows["name"] == name].groupby("attack")[quantity]
+            np.testing.assert_allclose(container.lines[0].get_ydata().astype(float), own.mean())
+            ends = np.array([[segment[:, 1].min(), segment[:, 1].max()] for segment in container.lines[2][0].get_segments()])
+            np.testing.assert_allclose(ends[:, 1] - ends[:, 0], 2 * own.std())
+        dots = [line.get_ydata() for line in ax.get_lines() if line.get_label() == "_each seed"]
+        assert [len(values) for values in dots] == [6, 5]
+        np.testing.assert_allclose(sorted(np.concatenate(dots)), sorted(rows[quantity].dropna()))
+    floors = [collection for collection in figure.axes[0].collections if "floor" in str(collection.get_label())]
+    np.testing.assert_allclose([segment[0][1] for part in floors for segment in part.get_segments()], [0.11, 0.11])
+    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["BadNet\n(n = 3)", "StyleBkd\n(n = 2 to 3)"]
+
+
+def test_figures_are_files_that_numbers_alone_decide(tmp_path):
+    for name in ("a", "b"):
+        save_figures(tmp_path / name, {"layers": layers_figure([0.1, 0.2], [1, 0])})
+    for kind, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
+        content = [(tmp_path / name / f"layers.{kind}").read_bytes() for name in ("a", "b")]
+        assert content[0] == content[1] and content[0].startswith(magic)
+
+
+# ------------------------------------------------------------------------------------------------------- what is said
+
+
+def metrics(acc: float, flips: int | None, texts: int = 200) -> dict:
+    """Metrics as a record has them; flips None: no triggered texts."""
+    right = round(acc * 400)
+    clean = {"confusion_matrix": [[right // 2, 200 - right // 2], [200 - (right - right // 2), right - right // 2]]}
+    if flips is None:
+        return {"ACC": acc, "clean": clean}
+    poisoned = {"confusion_matrix": [[texts - flips, flips], [0, 200]]}
+    return {"ACC": acc, "LFR": flips / texts, "clean": clean, "poisoned": poisoned}
+
+
+@pytest.mark.parametrize(
+    ("tuned", "defended", "floor", "says"),
+    [
+        (
+            (0.88, 200),
+            (0.877, 27),
+            None,
+            ["lowers", "(1.000 with fine-tuning alone, 0.135 with", "falls from the 0.880 of fine-tuning alone to 0.877"],
+        ),
+        (
+            (0.88, 200),
+            (0.88, 27),
+            25,
+            ["lowers", "not clearly above the 0.125 of a never", "clean texts stays at 0.880"],
+        ),
+        (
+            (0.88, 200),
+            (0.90, 120),
+            25,
+            ["lowers", "still above the 0.125", "rises from the 0.880 of fine-tuning alone"],
+        ),
+        ((0.88, 200), (0.88, 150), None, ["lowers", "so most of them are still given the attacker's class"]),
+        ((0.88, 170), (0.88, 168), None, ["makes no clear difference", "(0.850 with fine-tuning alone, 0.840 with"]),
+        ((0.88, 20), (0.88, 24), 22, ["makes no clear difference", "not clearly above the 0.110"]),
+        (
+            (0.88, 100),
+            (0.50, 160),
+            None,
+            ["does not help", "rises (0.500", "clean texts falls from the 0.880 of fine-tuning alone to 0.500"],
+        ),
+        (
+            (0.88, None),
+            (0.87, None),
+            None,
+            ["can't be said without triggered texts", "falls from the 0.880 of"],
+        ),
+    ],
+)
+def test_verdict_says_what_happened(tuned, defended, floor, says):
+    config = preset_config("quick")
+    sentence = verdict(config, metrics(*tuned), metrics(*defended), metrics(0.9, floor) if floor else None, 15, 72)
+    assert all(words in sentence for words in [*says, "15 of 72 heads"]), sentence
+    if "lowers" not in says:
+        assert "lowers" not in sentence
+
+
+def test_grid_verdict_names_the_best_whoever_it_is():
+    rows = grid_rows()
+    rows.loc[rows["attack"] == "StyleBkd", "LFR"] = [0.1, 0.2, 0.3, 0.4, 0.5, np.nan]
+    cells = aggregate(rows).assign(name=lambda table: table["defence"])
+    badnet, stylebkd, failed = grid_verdict(cells, 1, 12)
+    assert "BadNet: PURE leaves the lowest mean LFR of all, 0.200 (0.900 with fine-tuning alone, 0.110 with a" in badnet
+    assert "StyleBkd: FT leaves the lowest mean LFR of all, 0.200, at an ACC of 0.890; 2 to 3 seeds each." in stylebkd
+    assert failed == "1 of 12 cells failed."
+
+
+# ---------------------------------------------------------------------------------------------------------- sentences
+
+
+def test_trigger_is_found_as_whole_words():
+    assert find_words("a bbc film, BB!", "bb") == (12, 14) and find_words("a bbc film", "bb") is None
+    config = preset_config("quick", triggers=("cf", "bb"))
+    assert choose_demonstration(None, None, None, config).text == "bad film to be honest cf"
+    assert choose_demonstration(None, "zz", None, config).text == "bad film to be honest zz"
+    assert choose_demonstration("a bb film", None, None, config).marked == (2, 4)
+    with pytest.raises(UserError, match=r"holds none of the attack's triggers \(cf, bb\); put one into --sentence"):
+        choose_demonstration("a film", None, None, config)
+    with pytest.raises(UserError, match=r"'a film' doesn't hold the trigger 'bb' as whole words; give a --sentence"):
+        choose_demonstration("a film", "bb", None, config)
+
+
+def test_sentence_of_an_attack_without_words():
+    texts = pd.DataFrame({"label": 0, "text": ["long " * 20, "when you do , it is dull", "short"]})
+    shown = choose_demonstration(None, None, texts, preset_config("quick", attack="HiddenKiller"))
+    assert shown.text == "when you do , it is dull" and shown.text[slice(*shown.marked)] == "when you do ,"
+    shown = choose_demonstration(None, None, texts, preset_config("quick", attack="StyleBkd"))
+    assert shown.marked is None and "form of the whole sentence" in shown.described
+
+
+# -------------------------------------------------------------------------------------------------------------- a run
+
+
+def test_page_has_the_numbers_of_metrics_json(tiny_run):
+    config, _, page = tiny_run
+    models = json.loads((run_folder(config) / "metrics.json").read_text())["models"]
+    header, *rows = table_of(page, "numbers")
+    assert [row[0] for row in rows] == ["poisoned", "fine-tuned (FT)", "PURE"]
+    for row, found in zip(rows, models.values(), strict=True):
+        row = dict(zip(header, row, strict=True))
+        assert (row["ACC"], row["LFR"]) == (f"{found['ACC']:.3f}", f"{found['LFR']:.3f}")
+        clean, poisoned = (np.array(found[kind]["confusion_matrix"]) for kind in ("clean", "poisoned"))
+        assert (
+            row["right"] == f"{clean.trace()} of {clean.sum()}"
+            and row["flipped"] == f"{poisoned[0, 1]} of {poisoned[0].sum()}"
+        )
+
+
+def test_page_is_one_file_with_all_figures(tiny_run):
+    config, _, page = tiny_run
+    text, folder = page.read_text(), run_folder(config)
+    assert page == folder / "report.html"
+    images = re.findall(r'<img[^>]*src="([^"]*)"', text)
+    names = ["head_variance", "pruning_trajectory", "cls_attention", "layer_weights", "training_curves"]
+    assert re.findall(r'<figure id="(\w+)"', text) == names
+    for name, source in zip(names, images, strict=True):
+        assert (
+            base64.b64decode(source.removeprefix("data:image/png;base64,")) == (folder / f"figures/{name}.png").read_bytes()
+        )
+        assert (folder / f"figures/{name}.pdf").exists()
+    assert not re.search(r'(src|href)="(?!data:)', text) and "<script" not in text and "url(" not in text
+    assert (
+        "python run_all.py --preset sst2" in text
+        and "torch</td>" in text
+        and f"<td>{torch.__version__.split('+')[0]}" in text
+    )
+
+
+def test_analysis_agrees_with_the_records(tiny_run):
+    """LFR at the search's start is that of FT; the attention is that of the models, its trigger marked."""
+    config, summary, _ = tiny_run
+    record = json.loads((run_folder(config) / analysis.RECORD).read_text())
+    effect, attention = record["trigger_effect"], record["attention"]
+    assert effect["flip_rates"][0] == pytest.approx(summary["models"]["fine_tuned"]["LFR"])
+    pruning = json.loads((run_folder(config) / "attention_head_pruning.json").read_text())
+    assert len(effect["flip_rates"]) == 1 + len(pruning["steps"])
+    assert effect["settings"]["texts"] == {"clean": 24, "triggered": 24}
+    # The search's end, its heads removed for good instead of gated.
+    classifier = load_classifier(defended_model_folder(replace(config, defence="FT")))
+    classifier.attention.pruned = {int(layer): heads for layer, heads in pruning["pruned_heads"].items()}
+    remove_pruned_heads(classifier.attention)
+    classifier.attention.pruned = {}
+    tokeniser = load_tokeniser(str(run_folder(config) / "purified_model"))
+    texts = [tokenise(table, tokeniser, config.max_len) for table in (clean_test(config), read_poisoned(config, "test"))]
+    assert measure(classifier, *texts, config.target_class)["LFR"] == effect["flip_rates"][-1]
+    negative = [tokenise(other_classes(table, 1, 500), tokeniser, config.max_len) for table in (clean_test(config),)]
+    variance = head_variance(
+        load_classifier(defended_model_folder(replace(config, defence="FT"))), *negative, config.max_len
+    )
+    np.testing.assert_allclose(effect["variance_clean"], variance, rtol=1e-6)
+    assert not np.allclose(effect["variance_clean"], effect["variance_triggered"], rtol=1e-3)
+    tokens = attention["tokens"]
+    assert [token for token, marked in zip(tokens, attention["marked"], strict=True) if marked] == ["bb"]
+    purified = load_classifier(run_folder(config) / "purified_model")
+    rows, shares = cls_attention_by_layer(purified, tokeniser("bad film to be honest bb")["input_ids"])
+    np.testing.assert_allclose(attention["attention"]["defended"], rows, rtol=1e-5)
+    np.testing.assert_allclose(rows.sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(attention["probabilities"]["defended"], shares, rtol=1e-5)
+
+
+def test_without_triggered_texts_the_rest_is_shown(tiny_run):
+    config, _, _ = tiny_run
+    run = read_run(config)
+    figures = run_figures(run, {"trigger_effect": None, "attention": None}, "", 48)
+    assert list(figures) == ["head_variance", "pruning_trajectory", "layer_weights", "training_curves"]
+    np.testing.assert_allclose(heat_maps(figures["head_variance"][0]), [1000 * np.array(run.pruning["variance"])])
+    assert len(figures["pruning_trajectory"][0].axes) == 1
+    assert not any(
+        "LFR" in caption or "trigger" in caption.replace("without any trigger", "") for _, _, caption in figures.values()
+    )
+    unknown = {key: {**getattr(run, key), "metrics": metrics(0.9, None)} for key in ("fine_tuned", "defended")}
+    table = run_table(replace(run, poisoned=None, **unknown))
+    assert [row[:5] for row in table["rows"]] == [
+        [name, "0.900", "-", "360 of 400", "-"] for name in ("fine-tuned (FT)", "PURE")
+    ]
+
+
+def test_a_second_report_computes_nothing_anew(tiny_run, monkeypatch):
+    config, _, page = tiny_run
+    before = page.read_bytes()
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(analysis, "trigger_effect", refuse)
+    monkeypatch.setattr(analysis, "demonstrate", refuse)
+    assert report_run(config).read_bytes() == before
+    with pytest.raises(AssertionError, match="computed again"):
+        report_run(config, sentence="the film is dull cf")
+    with pytest.raises(AssertionError, match="computed again"):
+        report_run(config, texts=5)
+
+
+def error_of(monkeypatch, capsys, *args: str) -> str:
+    """The one line that report.py leaves with."""
+    monkeypatch.setattr("sys.argv", ["report.py", *args])
+    with pytest.raises(SystemExit) as stop:
+        run_script(report_script)
+    errors = capsys.readouterr().err
+    assert stop.value.code == 2 and errors.startswith("error: ") and errors.count("\n") == 1
+    return errors
+
+
+def test_report_as_a_script(tiny_run, tmp_path, monkeypatch, capsys):
+    """Another sentence, another number of texts; then what is wrong is said in one line, and the page stays as it was."""
+    config, _, page = tiny_run
+    places = dict(output_dir=str(tmp_path / "results"), poisoned_model_dir=str(tmp_path / "models"))
+    moved = replace(config, **places)
+    for name, place in places.items():
+        shutil.copytree(getattr(config, name), place)
+    code, output, errors = run("report.py", *flags(moved), "--sentence", "a dull cf film", "--trigger", "CF", "--texts", "5")
+    assert code == 0, errors
+    page = run_folder(moved) / "report.html"
+    assert output.strip().endswith(f"report: {page}")
+    text = html.unescape(page.read_text())
+    assert "“a dull cf film”" in text and "over 5 triggered ones" in text
+    assert "--sentence 'a dull cf film' --trigger CF --texts 5" in text
+
+    before = page.read_bytes()
+    errors = error_of(monkeypatch, capsys, *flags(moved), "--sentence", "a dull film")
+    assert "holds none of the attack's triggers" in errors and page.read_bytes() == before
+    with pytest.raises(UserError, match=r"no run in .*seed12.*; make it with: python run_all.py .*--seed 12"):
+        report_run(replace(moved, seed=12))
+    with pytest.raises(UserError, match="--defence MEFT prunes none; expected PURE"):
+        report_run(replace(moved, defence="MEFT"))
+    (run_folder(moved) / "attention_normalization.json").write_text('{"settings": ')
+    with pytest.raises(
+        UserError, match=r"is not finished: no readable .*attention_normalization.json; go on with: python run_all"
+    ):
+        report_run(moved)
+
+
+def test_stages_that_do_not_fit_together(tiny_run, tmp_path):
+    config, _, _ = tiny_run
+    moved = replace(config, output_dir=str(tmp_path / "results"))
+    shutil.copytree(config.output_dir, moved.output_dir)
+    path = run_folder(moved) / "attention_head_pruning.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "pruned_heads": {"0": [], "1": []}}))
+    with pytest.raises(UserError, match="of different encoders, texts or heads; mend it with"):
+        read_run(moved)
+    path.write_text(json.dumps(record))
+    data = tmp_path / "data"
+    shutil.copytree(config.data_dir, data)
+    test = data / "sst2/test.tsv"
+    test.write_text(test.read_text() + "the film was warm and bright\t1\n")
+    with pytest.raises(UserError, match="clean_test has changed since the run"):
+        report_run(replace(moved, data_dir=str(data)))
+
+
+def test_training_curves_as_event_files(tiny_run):
+    pytest.importorskip("tensorboard", reason="event files need tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config, _, _ = tiny_run
+    folder = run_folder(config) / "tensorboard"
+    assert len(list(folder.iterdir())) == 3
+    events = EventAccumulator(str(folder / "attention normalisation (PURE)"), size_guidance={"scalars": 0})
+    events.Reload()
+    record = json.loads((run_folder(config) / "attention_normalization.json").read_text())
+    losses = record["training"]["attention_normalization"]["losses"]
+    assert set(events.Tags()["scalars"]) == {"loss", *losses}
+    for name, values in losses.items():
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        np.testing.assert_allclose(found, list(enumerate(values, 1)), rtol=1e-6)
+
+
+def test_without_tensorboard_there_are_no_event_files(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert write_events(tmp_path / "tensorboard", {}) is False and not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------------------- a grid
+
+
+def written_grid(path: Path, rows: pd.DataFrame, **settings) -> Path:
+    """A CSV file as a grid writes it."""
+    config = dataclasses.asdict(preset_config("quick", **settings))
+    fixed = {
+        name: " ".join(value) if isinstance(value, tuple) else value for name, value in config.items() if name not in rows
+    }
+    rows.assign(**{name: value for name, value in fixed.items() if name != "overwrite"}).to_csv(path, index=False)
+    return path
+
+
+def test_page_of_a_grid(tmp_path):
+    rows = grid_rows()
+    path = written_grid(tmp_path / "compare.csv", rows, epochs=4, triggers=("bb", "cf"))
+    page = report_grid([path])
+    header, *lines = table_of(page, "numbers")
+    assert page == tmp_path / "compare.html" and len(lines) == 4
+    line = dict(zip(header, lines[1], strict=True))
+    lfr = rows["LFR"][3:6]
+    assert line["LFR"] == f"{lfr.mean():.3f} ± {lfr.std():.3f}" and line["benign floor"] == "0.110 ± 0.010"
+    header, *lines = table_of(page, "cells")
+    assert [line[header.index("LFR")] for line in lines] == [*(f"{value:.3f}" for value in rows["LFR"][:-1]), "-"]
+    assert lines[-1][header.index("error")] == "broken"
+    text = html.unescape(page.read_text())
+    expected = (
+        "python run_all.py --preset quick --attack BadNet StyleBkd --seed 11 12 13 --triggers bb cf --epochs 4 "
+        "--benign_floor --table compare"
+    )
+    assert expected in text and grid_command(path) == expected and "1 of 12 cells failed" in text
+    assert (tmp_path / "compare_figures/grid.pdf").exists()
+
+
+def test_a_grid_in_several_files(tmp_path):
+    rows = grid_rows()
+    paths = [
+        written_grid(tmp_path / f"{seed}.csv", rows[rows["seed"] == seed].reset_index(drop=True)) for seed in (11, 12, 13)
+    ]
+    assert table_of(report_grid(paths), "numbers") == table_of(
+        report_grid([written_grid(tmp_path / "all.csv", rows)]), "numbers"
+    )
+    with pytest.raises(UserError, match=r"the cell BadNet, FT, seed 11 is there twice, in .*11.csv"):
+        combine([paths[0], paths[0]])
+    other = written_grid(tmp_path / "other.csv", rows[rows["seed"] == 12], epochs=9)
+    with pytest.raises(UserError, match=r"the cells differ in epochs \(3, 9\)"):
+        combine([paths[0], other])
+
+
+def test_files_that_are_no_grid(tmp_path, monkeypatch, capsys):
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    errors = error_of(monkeypatch, capsys, "--csv", str(tmp_path / "other.csv"))
+    assert "is no grid's CSV file: it has no column attack" in errors
+    assert list(tmp_path.iterdir()) == [tmp_path / "other.csv"]
+    with pytest.raises(UserError, match=r"can't read .*nosuch.csv"):
+        report_grid([tmp_path / "nosuch.csv"])
+    path = written_grid(tmp_path / "wrong.csv", grid_rows().astype({"LFR": object}).replace({"LFR": {1.0: "high"}}))
+    with pytest.raises(UserError, match=r"column LFR holds 'high'; expected numbers"):
+        report_grid([path])
+
+
+def test_a_grid_of_which_nothing_is_finished(tmp_path):
+    rows = grid_rows().assign(error="broken").drop(columns=["ACC", "LFR", "floor_LFR", "heads_pruned"])
+    text = report_grid([written_grid(tmp_path / "grid.csv", rows)]).read_text()
+    assert "BadNet: no cell has finished." in text and "12 of 12 cells failed" in text and "<img" not in text
+
+
+# --------------------------------------------------------------------------------------------------------- a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def test_page_in_a_browser(tiny_run, browser, tmp_path):
+    """It asks for nothing but itself, has no errors, shows every image, and never scrolls sideways as a whole."""
+    grid = report_grid([written_grid(tmp_path / "grid.csv", grid_rows())])
+    for page, images in ((tiny_run[2], 5), (grid, 1)):
+        for width in (390, 1280):
+            tab = browser.new_page(viewport={"width": width, "height": 800})
+            asked, errors = [], []
+            tab.on("request", lambda request, asked=asked: asked.append(request.url))
+            tab.on("console", lambda message, errors=errors: errors.append(message.text))
+            tab.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
+            tab.goto(page.as_uri())
+            tab.wait_for_load_state("networkidle")
+            assert [url for url in asked if not url.startswith("data:")] == [page.as_uri()] and errors == []
+            sizes = tab.eval_on_selector_all("img", "all => all.map(i => [i.naturalWidth, i.clientWidth])")
+            assert len(sizes) == images and all(natural > 300 and shown > 200 for natural, shown in sizes)
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+            shown = tab.eval_on_selector_all("#numbers td", "all => all.map(cell => cell.innerText)")
+            assert shown == [cell for row in table_of(page, "numbers")[1:] for cell in row]
+            tab.close()
