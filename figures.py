@@ -308,3 +308,44 @@ def grid_figure(cells: pd.DataFrame, rows: pd.DataFrame, names: list[str]) -> Fi
     entries = sorted(zip(*axes[0].get_legend_handles_labels(), strict=True), key=lambda entry: entry[1] == "benign floor")
     figure.legend(*zip(*entries, strict=True), loc="outside upper center", ncols=4)
     return figure
+
+
+@in_style
+def pareto_figure(cells: pd.DataFrame) -> Figure:
+    """ACC against LFR of every cell, a panel per attack: the Pareto front as a line, the benign floor as a dashed one.
+
+    Args:
+        cells: as `results_table.aggregate` gives them, with columns `defence` and `varied`, what is written beside a mark.
+    """
+    attacks = list(dict.fromkeys(cells["attack"]))
+    figure = Figure(figsize=(PAGE, 0.7 + 2.4 * -(-len(attacks) // 2)), layout="constrained")
+    axes = figure.subplots(-(-len(attacks) // 2), 2, squeeze=False).flatten()
+    defences = list(dict.fromkeys(cells["defence"]))
+    for ax, attack in zip(axes, attacks, strict=False):
+        own = cells[(cells["attack"] == attack) & cells["LFR"].notna()]
+        front = own[own["front"]].sort_values("LFR")
+        ax.plot(front["LFR"], front["ACC"], color="0.6", linewidth=1, zorder=1, label="Pareto front")
+        for number, defence in enumerate(defences):
+            of_one = own[own["defence"] == defence]
+            ax.plot(of_one["LFR"], of_one["ACC"], MARKERS[number], color=COLOURS[number], markersize=5, label=defence)
+        for _, row in own.iterrows():
+            # Towards the middle, so that nothing is written over the edge.
+            left = row["LFR"] > 0.5
+            ax.annotate(
+                row["varied"],
+                (row["LFR"], row["ACC"]),
+                xytext=(-5 if left else 5, 2),
+                textcoords="offset points",
+                ha="right" if left else "left",
+                fontsize=6.5,
+            )
+        floors = own["floor_LFR"].dropna()
+        if len(floors):
+            label = "benign floor, lowest"
+            ax.axvline(floors.min(), color="black", linewidth=1, linestyle="--", label=label)
+        ax.set(title=attack, xlim=(-0.03, 1.03), xlabel="LFR (share flipped)", ylabel="ACC (share right)")
+    for ax in axes[len(attacks) :]:
+        ax.set_axis_off()
+    entries = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+    figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=5)
+    return figure

@@ -24,7 +24,7 @@ from Data.make_poisoned_data import make_poisoned_data
 from defence_baselines import fine_tune_baseline
 from defender import load_defender_inputs
 from pretrained_model_poisoning import poison
-from results_table import results_table
+from results_table import results_table, settings_text
 from runs import (
     POISONED_DATA,
     as_defence,
@@ -180,11 +180,6 @@ def run_grid(grid: Grid) -> tuple[pd.DataFrame, Path]:
         )
         print(f"  {outcome}{time_left(started, passes_done, sum(to_do.values()))}", flush=True)
     return table, path
-
-
-def settings_text(value: object) -> object:
-    """A setting as it stands in the CSV file."""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def cell_name(config: Config, grid: Grid) -> str:

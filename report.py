@@ -25,18 +25,19 @@ from analysis import RECORD, analyse, choose_demonstration
 from attention_head_pruning import RECORD as PRUNING_RECORD
 from attention_normalization import RECORD as NORMALISATION_RECORD
 from classifier import load_tokeniser, resolve_plm
-from config import NOT_SETTINGS, PRESETS, SWEPT, Config, check_ranges, parse, preset_config
+from config import NOT_SETTINGS, PRESETS, SWEPT, UNUSED, Config, check_ranges, parse, preset_config
 from figures import (
     attention_figure,
     grid_figure,
     layers_figure,
+    pareto_figure,
     save_figures,
     smoothing_window,
     training_figure,
     trajectory_figure,
     variance_figure,
 )
-from grid import floor_path, settings_text
+from grid import floor_path
 from report_text import (
     MEASURES,
     attention_caption,
@@ -46,6 +47,7 @@ from report_text import (
     grid_caption,
     grid_verdict,
     layers_caption,
+    pareto_caption,
     pruned_heads_text,
     run_notes,
     training_caption,
@@ -53,7 +55,16 @@ from report_text import (
     variance_caption,
     verdict,
 )
-from results_table import CELL, MAY_VARY, aggregate, read_grid, shown_cells
+from results_table import (
+    CELL,
+    MAY_VARY,
+    aggregate,
+    grid_command,
+    read_grid,
+    settings_of,
+    settings_text,
+    shown_cells,
+)
 from runs import (
     POISONED_DATA,
     as_defence,
@@ -407,6 +418,10 @@ def report_grid(paths: list[Path]) -> Path:
     if cells["n"].any():
         caption = grid_caption(bool(cells["floor_LFR"].notna().any()))
         figures["grid"] = (grid_figure(cells, rows, names), "Label flip rate and accuracy of every cell", caption)
+    swept = [name for name in varies if name in SWEPT]
+    if swept and cells["n"].any():
+        cells["varied"] = [what_varied(cell, swept) for _, cell in cells.iterrows()]
+        figures["pareto"] = (pareto_figure(cells), "Accuracy against label flip rate", pareto_caption(swept))
     shown = shown_cells(cells)
     columns = list(shown.columns)
     table = {
@@ -432,6 +447,12 @@ def report_grid(paths: list[Path]) -> Path:
         "settings": [("Settings", grid_settings(paths[0], rows))],
     }
     return write_page(paths[0].with_suffix(".html"), page)
+
+
+def what_varied(cell: pd.Series, swept: list[str]) -> str:
+    """The values of a cell in those parameters that vary and that its defence takes notice of."""
+    values = [cell[name] for name in swept if name not in UNUSED.get(cell["defence"], ())]
+    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
 
 def combine(paths: list[Path]) -> pd.DataFrame:
@@ -494,39 +515,6 @@ def seeds_table(rows: pd.DataFrame, varies: list[str]) -> dict:
         "words": [*CELL, *(name.replace("_", " ") for name in varies), "error"],
         "note": "Seconds: what the defender's stages took, those that another cell had computed already included.",
     }
-
-
-def settings_of(path: Path) -> pd.DataFrame:
-    """The settings of a grid's cells as text, None as an empty string."""
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
-
-
-def grid_command(path: Path) -> str:
-    """The command that made a grid's CSV file, by the settings in it."""
-    table = settings_of(path)
-    preset = table["preset"].iloc[0] if "preset" in table and table["preset"].iloc[0] in PRESETS else None
-    if preset is None:
-        return "not known: the file doesn't name a preset"
-    words = ["python", "run_all.py", "--preset", preset]
-    for field in dataclasses.fields(Config):
-        if field.name not in table or field.name == "preset":
-            continue
-        # FTH's learning rate is one of its own, and a defence that takes no notice of a field has one value of it.
-        values = list(dict.fromkeys(table[field.name]))
-        default = settings_text(getattr(preset_config(preset), field.name))
-        expected = ["FT", "PURE"] if field.name == "defence" else ["" if default is None else str(default)]
-        if values != expected and values != [""]:
-            words += [f"--{field.name}", *(part for value in values for part in split_value(field.name, value))]
-    if "floor_LFR" in table and (table["floor_LFR"] != "").any():
-        words.append("--benign_floor")
-    if path.stem != "grid":
-        words += ["--table", path.stem]
-    return shlex.join(words)
-
-
-def split_value(name: str, value: str) -> list[str]:
-    """A setting as words of a command line."""
-    return value.split() if name == "triggers" else [value]
 
 
 def grid_settings(path: Path, rows: pd.DataFrame) -> list[tuple[str, object]]:

@@ -219,6 +219,16 @@ def grid_caption(has_floor: bool) -> str:
     )
 
 
+def pareto_caption(swept: list[str]) -> str:
+    """Of ACC against LFR where parameters vary."""
+    names = ", ".join(name.replace("_", " ") for name in swept)
+    return (
+        f"Mean over seeds of every cell; beside it: {names} (where the defence takes notice of it). Up and to the left is "
+        "better. No cell of the same attack beats one on the front in both ACC and LFR. The benign floor, where it was "
+        "measured, is the lowest over the cells."
+    )
+
+
 def grid_verdict(cells: pd.DataFrame, failed: int, rows: int) -> list[str]:
     """What a grid shows, a sentence for each attack.
 

@@ -9,12 +9,13 @@ Above each table stand the settings that its rows share, and the command that ma
 """
 
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 
 import pandas as pd
 
-from config import NOT_SETTINGS, Config, preset_config
+from config import PRESETS, Config, preset_config
 from util import UserError, run_script
 
 CELL = ["attack", "defence"]
@@ -125,21 +126,49 @@ def results_table(table: pd.DataFrame) -> str:
     return text
 
 
+def settings_text(value: object) -> object:
+    """A setting as it stands in the CSV file."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def settings_of(path: Path) -> pd.DataFrame:
+    """The settings of a grid's cells as text, None as an empty string."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def grid_command(path: Path) -> str:
+    """The command that made a grid's CSV file, by the settings in it."""
+    table = settings_of(path)
+    preset = table["preset"].iloc[0] if "preset" in table and table["preset"].iloc[0] in PRESETS else None
+    if preset is None:
+        return "not known: the file doesn't name a preset"
+    words = ["python", "run_all.py", "--preset", preset]
+    for field in dataclasses.fields(Config):
+        if field.name not in table or field.name == "preset":
+            continue
+        # FTH's learning rate is one of its own, and a defence that takes no notice of a field has one value of it.
+        values = list(dict.fromkeys(table[field.name]))
+        default = settings_text(getattr(preset_config(preset), field.name))
+        expected = ["FT", "PURE"] if field.name == "defence" else ["" if default is None else str(default)]
+        if values != expected and values != [""]:
+            words += [f"--{field.name}", *(part for value in values for part in split_value(field.name, value))]
+    if "floor_LFR" in table and (table["floor_LFR"] != "").any():
+        words.append("--benign_floor")
+    if path.stem != "grid":
+        words += ["--table", path.stem]
+    return shlex.join(words)
+
+
+def split_value(name: str, value: str) -> list[str]:
+    """A setting as words of a command line."""
+    return value.split() if name == "triggers" else [value]
+
+
 def heading(table: pd.DataFrame, path: Path) -> str:
     """What stands above a table: its file, the settings that all rows share, the command."""
     first = table.iloc[0]
     shared = [f"{name} {first[name]}" for name in DESCRIBED if pd.notna(first[name]) and table[name].nunique() == 1]
-    preset = preset_config(first["preset"])
-    flags = ""
-    for field in dataclasses.fields(Config):
-        if field.name in ("preset", *NOT_SETTINGS) and field.name != "defence":
-            continue
-        values, default = table[field.name].dropna().unique(), getattr(preset, field.name)
-        default = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        if len(values) and (field.name in (*CELL, "seed") or list(values) != [default]):
-            flags += f" --{field.name} {' '.join(map(str, values))}"
-    floor = " --benign_floor" if "floor_LFR" in table else ""
-    return f"## {path.name}\n\n{', '.join(shared)}\n\n    python run_all.py --preset {first['preset']}{flags}{floor}\n\n"
+    return f"## {path.name}\n\n{', '.join(shared)}\n\n    {grid_command(path)}\n\n"
 
 
 def main() -> None:

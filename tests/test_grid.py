@@ -11,7 +11,7 @@ from test_scripts import flags, run, start
 import grid as grid_module
 from config import Config, Grid, parse_grid, preset_grid
 from grid import run_grid
-from results_table import aggregate, heading, read_grid, results_table
+from results_table import aggregate, heading, read_grid, results_table, settings_text
 from runs import poisoned_model_folder
 from util import UserError
 
@@ -166,7 +166,7 @@ def test_table_as_markdown():
 def test_heading_has_the_command_that_makes_the_rows(tmp_path):
     changes = ["--attack", "BadNet", "StyleBkd", "--seed", "11", "12", "--learning_rate", "2e-5", "1e-4", "--epochs", "1"]
     grid = parse_grid("", ["--preset", "sst2", *changes, "--triggers", "xx", "yy", "--clean_dataset", "other"])
-    rows = [{key: grid_module.settings_text(value) for key, value in vars(cell).items()} for cell in grid.cells()]
+    rows = [{key: settings_text(value) for key, value in vars(cell).items()} for cell in grid.cells()]
     path = tmp_path / "made.csv"
     pd.DataFrame(rows).assign(ACC=0.9, LFR=0.1, error="").to_csv(path, index=False)
     text = heading(read_grid(path), path)

@@ -29,15 +29,16 @@ from figures import (
     attention_figure,
     grid_figure,
     layers_figure,
+    pareto_figure,
     save_figures,
     training_figure,
     trajectory_figure,
     variance_figure,
 )
-from report import combine, grid_command, read_run, report_grid, report_run, run_figures, run_table, write_events
+from report import combine, read_run, report_grid, report_run, run_figures, run_table, what_varied, write_events
 from report import main as report_script
 from report_text import grid_verdict, verdict
-from results_table import aggregate
+from results_table import aggregate, grid_command
 from runs import defended_model_folder, read_poisoned, run_folder
 from text_data import clean_test
 from training import measure
@@ -500,6 +501,27 @@ def test_page_of_a_grid(tmp_path):
     )
     assert expected in text and grid_command(path) == expected and "1 of 12 cells failed" in text
     assert (tmp_path / "compare_figures/grid.pdf").exists()
+
+
+def test_pareto_figure_shows_its_numbers(tmp_path):
+    rows = pd.DataFrame(
+        [("BadNet", "FT", 2e-5, 0.9, 0.5), ("BadNet", "PURE", 2e-5, 0.88, 0.3), ("BadNet", "PURE", 1e-4, 0.87, 0.4)],
+        columns=["attack", "defence", "learning_rate", "ACC", "LFR"],
+    ).assign(seed=11, floor_LFR=[0.2, 0.1, 0.1], error="")
+    cells = aggregate(rows).assign(varied=["a", "b", "c"])
+    ax = pareto_figure(cells).axes[0]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    assert lines["FT"] == [[0.5, 0.9]] and lines["PURE"] == [[0.3, 0.88], [0.4, 0.87]]
+    assert lines["Pareto front"] == [[0.3, 0.88], [0.5, 0.9]]
+    assert lines["benign floor, lowest"][0][0] == 0.1 and [text.get_text() for text in ax.texts] == ["a", "b", "c"]
+    page = report_grid([written_grid(tmp_path / "sweep.csv", rows)])
+    assert (tmp_path / "sweep_figures/pareto.pdf").exists() and "beside it: learning rate (" in page.read_text()
+
+
+def test_what_stands_beside_a_mark_is_what_the_defence_takes_notice_of():
+    cell = pd.Series({"defence": "FT", "learning_rate": 2e-5, "penalty_coefficient": 0.15})
+    assert what_varied(cell, ["learning_rate", "penalty_coefficient"]) == "2e-05"
+    assert what_varied(cell.replace("FT", "PURE"), ["learning_rate", "penalty_coefficient"]) == "2e-05, 0.15"
 
 
 def test_a_grid_in_several_files(tmp_path):
