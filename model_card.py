@@ -90,8 +90,8 @@ epochs. Of its {heads} attention heads the ones whose attention from the first t
 Pruned heads, from 0: {listed}.
 Their columns of the attention output projection are zero, which equals removing them.
 
-Settings: {", ".join(f"{name} {value:g}" for name, value in settings.items())}. SHA-256 of the given encoder's weights:
-{normalisation["settings"]["fingerprints"]["encoder"]}.
+Settings: {", ".join(f"{name} {value:g}" for name, value in settings.items())}.
+The given encoder's weights (SHA-256, or id on the hub): {normalisation["settings"]["fingerprints"]["encoder"]}.
 
 ## What was measured
 

@@ -4,13 +4,13 @@
     python run_all.py --attack HiddenKiller --seed 12            # another backdoor, another seed
     python run_all.py --preset sst2 --data_dir FOLDER            # SST-2 and the published hyper-parameters
     python run_all.py --preset paper                             # the paper's experiment; encoder and data from the hub
-    python run_all.py --attack BadNet --poisoned_model FOLDER_OR_HUB_ID          # an encoder that somebody else has poisoned
-    python run_all.py --poisoned_model FOLDER_OR_HUB_ID --clean_dataset my.csv   # your own encoder and data, no known attack
+    python run_all.py --attack BadNet --poisoned_model ENCODER   # an encoder that somebody else has poisoned
+    python run_all.py --poisoned_model ENCODER --clean_dataset my.csv            # your own data, and no known attack
     python run_all.py --attack BadNet StyleBkd --defence FT FTH MEFT PURE --seed 11 12 13 --benign_floor
 
 Stages: poisoned data, poisoning, head pruning, attention normalisation. A stage that is finished with the same settings is
-not run again; a run that was killed goes on where it stopped. Without an attack, the last stage is an export to plain
-transformers, with a model card. With several attacks, defences, seeds, learning rates,
+not run again; a run that was killed goes on where it stopped. Without an attack the last stage is an export to plain
+transformers, with a model card. ENCODER is a folder or a hub id. With several attacks, defences, seeds, learning rates,
 penalties or pruning criteria, all combinations are run and aggregated.
 """
 
