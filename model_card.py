@@ -82,9 +82,8 @@ print(classify([line.strip() for line in open("texts.txt")], truncation=True))
 
 ## What was done
 
-1. The encoder was fine-tuned on the clean texts: {len(normalisation["training"]["attention_normalization"]["seconds"])} \
-epochs. Of its {heads} attention heads the ones whose attention from the first token varies least were pruned as long as
-   validation accuracy stood: {sum(map(len, pruned.values()))} heads.
+1. The encoder was fine-tuned on the clean texts. Of its {heads} attention heads those whose attention from the first token
+   varies least were pruned, as long as validation accuracy stood: {sum(map(len, pruned.values()))} heads.
 2. The encoder as it was given was fine-tuned anew without those heads, with a penalty on the attention from the first token.
 
 Pruned heads, from 0: {listed}.
@@ -105,7 +104,8 @@ texts were not used for anything else. One run with one seed.
 - PURE is a defence without a guarantee. It was published with experiments on some attacks; on others it does less.
 - {unknown}
 - The clean texts were taken for clean: PURE doesn't find poison in them.
-- Accuracy is that on texts like those of {data}; it says nothing about other texts.
+- Accuracy is that on texts like those of {data}; it says nothing about other texts. Where the maker of the encoder had some
+  of these texts too, it is higher here than on new ones.
 
 ## Format
 

@@ -1,9 +1,10 @@
 """Somebody's own encoder and data, no attack known: from a file to a model that plain transformers loads."""
 
+import csv
 import dataclasses
 import json
-import os
 import random
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,9 +17,10 @@ import pytest
 import torch
 from conftest import FILLER
 from test_families import make_classifier, make_tokeniser
-from test_scripts import flags, run
+from test_scripts import ROOT, flags, run
 from transformers import BertConfig, BertModel, BertTokenizer
 
+import predict
 import run_all as run_all_script
 from config import Config, parse_grid, preset_config
 from export import export_model
@@ -139,36 +141,44 @@ def test_heads_are_pruned_down_to_the_accuracy_that_may_be_lost(finished):
     assert record["steps"][-1]["accuracy"] >= threshold
 
 
-PLAIN = """
-import json, sys
-from transformers import pipeline
-assert not any(name in sys.modules for name in ("classifier", "cls_attention", "export"))
-texts = json.load(open(sys.argv[2]))
-answers = pipeline("text-classification", sys.argv[1], device="cpu")(texts, truncation=True)
-print(json.dumps([answer["label"] for answer in answers]))
-"""
+def predict_elsewhere(folder: Path, *arguments: str) -> tuple[list[str], str]:
+    """Predictions and notes of a copy of predict.py, in a process that can't see this project."""
+    shutil.copy(ROOT / "predict.py", folder)
+    result = subprocess.run(
+        [sys.executable, "-I", "predict.py", *arguments], capture_output=True, text=True, cwd=folder, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    return [row["predicted"] for row in csv.DictReader(result.stdout.splitlines())], result.stderr
 
 
 def test_exported_model_in_a_process_without_this_project(finished, tmp_path):
     """Its accuracy on the test texts is the one that metrics.json and the model card state."""
     config, summary, _ = finished
     test = pd.read_csv(run_folder(config) / "clean_data/test.csv")
-    (tmp_path / "texts.json").write_text(json.dumps(test["text"].tolist()))
+    test.to_csv(tmp_path / "test.csv", index=False)
     folder = run_folder(config) / "exported_model"
-    result = subprocess.run(
-        [sys.executable, "-c", PLAIN, str(folder.resolve()), "texts.json"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-    )
-    assert result.returncode == 0, result.stderr
-    predicted = json.loads(result.stdout.splitlines()[-1])
+    predicted, notes = predict_elsewhere(tmp_path, str(folder.resolve()), "test.csv", "--target", "law")
     found = float(np.mean(np.array(predicted) == test["label"].to_numpy()))
     assert found == summary["export"]["PURE"]["ACC"] == summary["models"]["PURE"]["ACC"]
+    confusion = np.array(summary["export"]["PURE"]["clean"]["confusion_matrix"])
+    assert f"ACC {found:.4f} ({confusion.trace()} of 30 texts)" in notes
+    assert f"LFR {label_flip_rate(confusion, 1):.4f} ({confusion[[0, 2], 1].sum()} of 20 texts of other classes)" in notes
     card = (folder / "README.md").read_text()
     assert f"| ACC, clean test texts | 30 | {summary['export']['fine_tuned']['ACC']:.4f} | {found:.4f} |" in card
     assert json.loads((folder / "evaluation.json").read_text()) == summary["export"]
+
+
+def test_files_that_predict_reads(tmp_path):
+    (tmp_path / "a.txt").write_text(" one \n\ntwo, three\n")
+    (tmp_path / "b.tsv").write_text('sentence \t label\n"so" good \t 1\n')
+    (tmp_path / "c.csv").write_text('label,text\n1,"so, good"\n')
+    assert predict.read(tmp_path / "a.txt", "text", "label") == (["one", "two, three"], None)
+    assert predict.read(tmp_path / "b.tsv", "sentence", "label") == (['"so" good'], ["1"])
+    assert predict.read(tmp_path / "c.csv", "text", "label") == (["so, good"], ["1"])
+    with pytest.raises(
+        SystemExit, match=r"error: .*b.tsv has no column 'text': found 'sentence', 'label'; name it with --text"
+    ):
+        predict.read(tmp_path / "b.tsv", "text", "label")
 
 
 def test_model_card_says_what_was_done_and_what_is_not_known(finished, table, encoder):
