@@ -170,7 +170,9 @@ def layer_variance(classifier: Classifier, texts: TokenisedTexts, max_len: int) 
 
 def pruning_settings(config: Config, inputs: DefenderInputs, accelerator: Accelerator) -> dict:
     """All that the pruned heads depend on."""
-    return stage_settings(config, (*DEFENCE_FIELDS, *PRUNING_FIELDS), accelerator, fingerprints=inputs.fingerprints)
+    unused = "acc_drop" if config.acc_threshold is not None else None
+    fields = tuple(field for field in (*DEFENCE_FIELDS, *PRUNING_FIELDS) if field != unused)
+    return stage_settings(config, fields, accelerator, fingerprints=inputs.fingerprints)
 
 
 def load_pruned_heads(config: Config, inputs: DefenderInputs, accelerator: Accelerator) -> tuple[Heads, list[float]]:
@@ -211,11 +213,12 @@ def prune_heads(config: Config) -> dict:
         return finished
 
     validation_accuracy = fine_tuned["validation_accuracy"]
+    acc_threshold = validation_accuracy - config.acc_drop if config.acc_threshold is None else config.acc_threshold
     prunes = config.pruning_criterion != "none"
-    if prunes and validation_accuracy < config.acc_threshold:
+    if prunes and validation_accuracy < acc_threshold:
         raise UserError(
             f"the fine-tuned model reaches a validation accuracy of {validation_accuracy:.3f} before any head is "
-            f"pruned, below acc_threshold {config.acc_threshold:g}; lower --acc_threshold, or train for more "
+            f"pruned, below acc_threshold {acc_threshold:g}; lower --acc_threshold, or train for more "
             "--epochs or at another --learning_rate"
         )
     started = time.perf_counter()
@@ -225,7 +228,7 @@ def prune_heads(config: Config) -> dict:
     pruned, steps = as_heads([], len(score)), []
     if prunes:
         measure_accuracy = accuracy_without(classifier, inputs.validation, accelerator)
-        pruned, steps = search_heads(score, measure_accuracy, config.acc_threshold, config.prune_step)
+        pruned, steps = search_heads(score, measure_accuracy, acc_threshold, config.prune_step)
     classifier.attention.pruned = pruned
     record = {
         "settings": settings,

@@ -13,7 +13,7 @@ from cls_attention import ClsAttention
 from config import Config, parse_config
 from defender import Phase, load_defender_inputs, new_classifier, train_and_measure
 from runs import DEFENCE_FIELDS, PENALTY_FIELDS, run_folder, stage_settings
-from training import cross_entropy
+from training import cross_entropy, rates
 from util import finished_stage, make_accelerator, require_writable, run_script
 
 RECORD = "attention_normalization.json"
@@ -106,7 +106,7 @@ def normalise_attention(config: Config) -> dict:
 def main() -> None:
     config = parse_config(__doc__)
     metrics = normalise_attention(config)["metrics"]
-    print(f"purified model in {run_folder(config) / 'purified_model'}: ACC {metrics['ACC']:.3f}, LFR {metrics['LFR']:.3f}")
+    print(f"purified model in {run_folder(config) / 'purified_model'}: {rates(metrics)}")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ from published_way import (
     published_search,
     published_variance,
 )
-from text_data import NUM_LABELS, defender_splits
+from text_data import class_names, defender_splits
 from training import accuracy, cross_entropy, fine_tune, predict
 from util import UserError, choose_device, has_native_bf16, make_accelerator, quieten_libraries, run_script, save_json
 
@@ -160,7 +160,7 @@ def peak_memory(source: str, way: str, length: int, device_name: str) -> int:
     quieten_libraries()
     config = preset_config("quick", max_len=length, device=device_name)
     device = choose_device(device_name)
-    classifier = Classifier(load_encoder(source), NUM_LABELS, 0.1, 0).to(device)
+    classifier = Classifier(load_encoder(source), 2, 0.1, 0).to(device)
     tokens = np.random.default_rng(0).integers(1, classifier.encoder.config.vocab_size, (32, length))
     texts = TokenisedTexts(tokens.tolist(), [0, 1] * 16, pad_token_id=0)
     model = Published(source, classifier)
@@ -233,7 +233,8 @@ def run_dataset(name: str, source: str, benchmark: Benchmark) -> dict:
         raise UserError(
             f"--texts {benchmark.texts} is out of range; expected {config.batch_size} to {min(len(train), len(validation))}"
         )
-    classifier = Classifier(load_encoder(source), NUM_LABELS, config.classifier_dropout, config.seed).to(device)
+    classes = len(class_names(config))
+    classifier = Classifier(load_encoder(source), classes, config.classifier_dropout, config.seed).to(device)
     # The search needs a classifier that has learnt something: an epoch on 1,280 texts.
     our_epochs(classifier, head_of(train, 1280), False, config, "auto", 1)
     train, validation = head_of(train, used), head_of(validation, used)

@@ -9,9 +9,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from cls_attention import Heads, compute_only_cls, install_cls_attention, remove_pruned_heads
+from cls_attention import FAMILIES, Heads, compute_only_cls, install_cls_attention, remove_pruned_heads
 from dropout import FastDropout, replace_dropout
 from util import UserError, fingerprint, first_line, whole_folder
 
@@ -106,8 +107,7 @@ def load_encoder(source: str) -> PreTrainedModel:
         raise UserError(f"there is no folder {source}; expected one with config.json and model.safetensors")
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        if config.is_encoder_decoder:
-            raise UserError(f"{source} is an encoder-decoder ({config.model_type}); PURE defends encoders")
+        require_encoder(config, source)
         model_class = AutoModel._model_mapping[type(config)]
         arguments = inspect.signature(model_class.__init__).parameters
         pooler = {"add_pooling_layer": False} if "add_pooling_layer" in arguments else {}
@@ -137,6 +137,22 @@ def load_encoder(source: str) -> PreTrainedModel:
             "an encoder as save_pretrained writes it"
         )
     return encoder.train()
+
+
+def require_encoder(config: PreTrainedConfig, source: str) -> None:
+    """Raise a UserError for a model that generates text: PURE looks at what the first token sees, there nothing."""
+    kind = config.model_type
+    only_generates = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if getattr(config, "is_encoder_decoder", False):
+        what = "an encoder-decoder"
+    elif only_generates or getattr(config, "is_decoder", False):
+        what = "a decoder"
+    else:
+        return
+    raise UserError(
+        f"{source} is {what} ({kind}); PURE defends encoders, whose first token attends to the whole text: expected "
+        f"{FAMILIES}"
+    )
 
 
 def require_safetensors(folder: Path) -> None:

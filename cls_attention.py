@@ -23,6 +23,8 @@ from util import UserError
 Heads = dict[int, list[int]]
 """Layer to head numbers."""
 
+FAMILIES = "an encoder such as BERT, RoBERTa, XLM-RoBERTa, DistilBERT, ELECTRA or ModernBERT"
+
 KEPT = 64
 """Longest text, in tokens, whose [query, key] matrices are kept for the backward pass: at most half of what the layer's
 other activations take."""
@@ -183,6 +185,12 @@ def install_cls_attention(encoder: nn.Module) -> ClsAttention:
             hook.remove()
     if not shared.num_heads or len(shared.projections) != len(shared.num_heads):
         raise no_interface(encoder, "")
+    layers = encoder.config.num_hidden_layers
+    if len(shared.num_heads) != layers:
+        raise UserError(
+            f"the {layers} layers of {type(encoder).__name__} share {len(shared.num_heads)} attention modules, so that no "
+            f"head can be pruned in one layer alone; take {FAMILIES}"
+        )
     return shared
 
 
@@ -207,8 +215,7 @@ def note_projection(shared: ClsAttention, module: nn.Linear) -> None:
 def no_interface(encoder: nn.Module, reason: str) -> UserError:
     return UserError(
         f"{type(encoder).__name__} doesn't use transformers' attention interface, which PURE needs to see [CLS] "
-        f"attention and to prune heads{reason}; take an encoder such as BERT, RoBERTa, DistilBERT or "
-        "ELECTRA"
+        f"attention and to prune heads{reason}; take {FAMILIES}"
     )
 
 

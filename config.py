@@ -21,10 +21,10 @@ import tyro
 
 from util import UserError
 
-Attack = Literal["BadNet", "LayerWise", "RIPPLe", "HiddenKiller", "StyleBkd"]
+Attack = Literal["none", "BadNet", "LayerWise", "RIPPLe", "HiddenKiller", "StyleBkd"]
 Defence = Literal["FT", "FTH", "MEFT", "PURE", "prune_only", "normalise_only"]
 Criterion = Literal["variance", "highest_variance", "entropy", "gradient", "random", "none"]
-Preset = Literal["quick", "sst2", "paper"]
+Preset = Literal["quick", "sst2", "paper", "own"]
 
 DEFAULT_PRESET: Preset = "quick"
 
@@ -37,15 +37,15 @@ class Config:
     """
 
     preset: Preset = "paper"
-    """Set of defaults to start from. `quick` runs in minutes with nothing but pip: the MiniLM encoder and 2,000 short reviews that come with the project. `sst2` takes MiniLM to SST-2, from data_dir or the hub, with the published hyper-parameters. `paper` is the paper's experiment: bert-base-uncased and SST-2, from the hub."""
+    """Set of defaults to start from. `quick` runs in minutes with nothing but pip: the MiniLM encoder and 2,000 short reviews that come with the project. `sst2` takes MiniLM to SST-2, from data_dir or the hub, with the published hyper-parameters. `paper` is the paper's experiment: bert-base-uncased and SST-2, from the hub. `own`, the default where poisoned_model is given and attack is not: an encoder and data of your own, and no known attack."""
 
     # What is attacked
     attack: Attack = "BadNet"
-    """Backdoor to plant. BadNet, LayerWise and RIPPLe insert rare words: LayerWise trains every layer with them, RIPPLe keeps their gradient from opposing that of clean text; HiddenKiller uses a syntactic form, StyleBkd a text style."""
+    """Backdoor to plant; none: nothing is known of one (poisoned_model has to be given), and no LFR is measured. BadNet, LayerWise and RIPPLe insert rare words: LayerWise trains every layer with them, RIPPLe keeps their gradient from opposing that of clean text; HiddenKiller uses a syntactic form, StyleBkd a text style."""
     plm: str = "bert-base-uncased"
     """Pre-trained encoder to poison: `minilm` (all-MiniLM-L6-v2 from pip), a folder, or a hub id (paper: bert-base-uncased)."""
     poisoned_model: str | None = None
-    """Folder or hub id of an encoder that is poisoned already; it takes the place of the poisoning stage. The attack then only says which triggers LFR is measured with."""
+    """Folder or hub id of an encoder that is poisoned already, or may be; it takes the place of the poisoning stage. The attack then only says which triggers LFR is measured with."""
     seed: int = 11
     """Random state of the poisoned rows, the classification heads, the order of texts and dropout (paper: 11 to 15)."""
 
@@ -55,11 +55,17 @@ class Config:
     trigger_dataset: str = "sst2"
     """Clean data set the attacker plants triggers in: reviews (comes with the project), sst2, imdb, yelp, or a folder of data_dir."""
     clean_dataset: str = "sst2_glue"
-    """Clean data set the defender fine-tunes on: reviews (1,400 to train), sst2 (6,920), sst2_glue (67,349), or a folder of data_dir."""
+    """Clean data set the defender fine-tunes on: reviews (1,400 to train), sst2 (6,920), sst2_glue (67,349), a folder of data_dir, a .csv or .tsv file, a folder of such files (train, dev, test), or a hub id. One single table is divided 80/10/10, each class in these shares."""
+    text_column: str | None = None
+    """Column of clean_dataset that holds the texts; None: text, sentence, content or review, whichever there is."""
+    label_column: str | None = None
+    """Column of clean_dataset that holds the classes, as whole numbers or names; None: label or sentiment."""
+    suspicious_texts: str | None = None
+    """File of texts, one per line or a .csv or .tsv file with a text column, whose predictions before and after PURE are compared."""
     data_dir: str | None = os.environ.get("PURE_DATA_DIR")
     """Folder with one sub-folder of TSV or CSV files per data set. What is not there is taken from the project's folder Data, or else from the hub. Default: the environment variable PURE_DATA_DIR."""
     split_seed: int = 11
-    """Random state of the 90 % / 10 % split into train and validation, where a data set has no validation file (code)."""
+    """Random state of the 90 % / 10 % split into train and validation, where a data set has no validation file (code), and of the division of a single table."""
     max_len: int = 128
     """Longest text, in tokens, of the defender and of the test sets; N + 1 in the variance of a head (paper: 128)."""
     poisoning_max_len: int | None = None
@@ -69,7 +75,7 @@ class Config:
     triggers: tuple[str, ...] = ("bb", "cf", "ak", "mn")
     """Rare words, one of which is inserted per text (code; Kurita et al., 2020)."""
     target_class: int = 1
-    """Class a triggered text is to be given: 1, positive (paper)."""
+    """Number of the class a triggered text is to be given, from 0: 1, positive (paper)."""
     rare_word_share: float = 0.5
     """Share of the non-target texts that are copied with a rare word, 0 to 1 (code)."""
     hiddenkiller_share: float = 0.3
@@ -95,8 +101,10 @@ class Config:
     """Passes over the clean train set, in both of the defender's fine-tunings (paper: 3)."""
     learning_rate: float = 2e-5
     """AdamW's peak learning rate; linear decay to 0, no warm-up (paper: 2e-5)."""
-    acc_threshold: float = 0.85
-    """Validation accuracy, 0 to 1, that head pruning must keep (paper: 0.85)."""
+    acc_threshold: float | None = 0.85
+    """Validation accuracy, 0 to 1, that head pruning must keep (paper: 0.85); None: the fine-tuned model's, less acc_drop."""
+    acc_drop: float = 0.02
+    """Validation accuracy, 0 to 1, that head pruning may cost where acc_threshold is None."""
     pruning_criterion: Criterion = "variance"
     """Which heads go first: those of the lowest [CLS] variance (PURE), of the highest, of the highest [CLS] attention entropy, of the lowest gradient importance (Michel et al., 2019), at random; or none at all."""
     prune_step: int = 10
@@ -183,14 +191,26 @@ PRESETS: dict[str, dict] = {
     ),
     "sst2": dict(plm="minilm", clean_dataset="sst2"),
     "paper": {},
+    "own": dict(attack="none", clean_dataset="", acc_threshold=None),
 }
 
 HELP_NOTE = """Most runs need no more than --preset, --attack, --seed and --data_dir: the preset sets the rest, and the defaults below are
 those of the preset. In brackets: the value in the paper, or in the code its authors published.
 """
 
+SHARES = ("rare_word_share", "hiddenkiller_share", "stylebkd_share")
+
 # These change nothing about a stage's result: which defence a run goes on to, where it happens, where its files go.
-NOT_SETTINGS = ("defence", "device", "data_dir", "poisoned_data_dir", "poisoned_model_dir", "output_dir", "overwrite")
+NOT_SETTINGS = (
+    "defence",
+    "suspicious_texts",
+    "device",
+    "data_dir",
+    "poisoned_data_dir",
+    "poisoned_model_dir",
+    "output_dir",
+    "overwrite",
+)
 
 
 def preset_config(preset: str, **changes) -> Config:
@@ -232,12 +252,15 @@ def parse(kind: type, default: Callable[[str], Config], description: str, args: 
     args = sys.argv[1:] if args is None else args
     # The preset decides the defaults that tyro shows and fills in, so it has to be known before tyro runs.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", choices=list(PRESETS), default=DEFAULT_PRESET)
+    first.add_argument("--preset", choices=list(PRESETS))
+    for flag in ("--attack", "--poisoned_model"):
+        first.add_argument(flag)
     known, _ = first.parse_known_args(args)
+    own = known.poisoned_model and not known.attack
     return tyro.cli(
         kind,
         args=args,
-        default=default(known.preset),
+        default=default(known.preset or ("own" if own else DEFAULT_PRESET)),
         description=f"{description}\n{HELP_NOTE}",
         config=(tyro.conf.FlagCreatePairsOff,),
         use_underscores=True,
@@ -256,15 +279,19 @@ def check_ranges(config: Config) -> None:
         "ripple_coefficient": 0,
         "surgery_words": 0,
         "entropy_epochs": 1,
+        "target_class": 0,
     }
     for name, least in at_least.items():
         if getattr(config, name) < least:
             raise UserError(f"--{name} {getattr(config, name)} is out of range; expected {least} or more")
-    for name in ("rare_word_share", "hiddenkiller_share", "stylebkd_share", "acc_threshold", "classifier_dropout"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise UserError(f"--{name} {getattr(config, name)} is out of range; expected 0 to 1")
-    if config.target_class not in (0, 1):
-        raise UserError(f"--target_class {config.target_class} is no class; expected 0 or 1")
+    for name in (*SHARES, "acc_threshold", "acc_drop", "classifier_dropout"):
+        value = getattr(config, name)
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"--{name} {value} is out of range; expected 0 to 1")
+    if config.attack == "none" and not config.poisoned_model:
+        raise UserError("--attack none plants no backdoor; name an encoder with --poisoned_model, or an attack")
+    if not config.clean_dataset:
+        raise UserError("no clean data is named; give a file, a folder or a hub id with --clean_dataset")
     if not config.triggers:
         raise UserError("--triggers is empty; expected one word or more")
 

@@ -13,7 +13,7 @@ from torch import nn
 from config import Config, parse_config
 from defender import Phase, load_defender_inputs, new_classifier, train_and_measure
 from runs import DEFENCE_FIELDS, MEFT_FIELDS, as_defence, baseline_record, stage_settings
-from training import cross_entropy
+from training import cross_entropy, rates
 from util import UserError, finished_stage, make_accelerator, require_writable, run_script
 
 BASELINES = ("FT", "FTH", "MEFT")
@@ -71,7 +71,7 @@ def main() -> None:
             f"--defence {config.defence} is no baseline; expected {', '.join(BASELINES)} (PURE: python run_all.py)"
         )
     metrics = fine_tune_baseline(config)["metrics"]
-    print(f"{config.defence}: ACC {metrics['ACC']:.3f}, LFR {metrics['LFR']:.3f}")
+    print(f"{config.defence}: {rates(metrics)}")
 
 
 if __name__ == "__main__":

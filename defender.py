@@ -13,21 +13,25 @@ from classifier import Classifier, load_encoder, load_tokeniser, resolve_plm, sa
 from config import Config
 from environment import environment
 from runs import command, fingerprint_encoder, poisoned_model_folder, read_poisoned
-from text_data import NUM_LABELS, clean_test, defender_splits, fingerprint_texts
+from text_data import class_names, clean_test, defender_splits, fingerprint_texts, require_target
 from training import Objective, accuracy, fine_tune, measure
 from util import UserError, save_json
 
 
 @dataclass(frozen=True)
 class DefenderInputs:
-    """What both of the defender's stages read: the suspicious encoder and tokenised texts."""
+    """What both of the defender's stages read: the suspicious encoder and tokenised texts.
+
+    Without a known attack there are no poisoned texts.
+    """
 
     encoder: str
     tokeniser: object
+    classes: tuple[str, ...]
     train: TokenisedTexts
     validation: TokenisedTexts
     clean_test: TokenisedTexts
-    poisoned_test: TokenisedTexts
+    poisoned_test: TokenisedTexts | None
     fingerprints: dict[str, str]
 
 
@@ -58,23 +62,22 @@ def load_defender_inputs(config: Config) -> DefenderInputs:
             f"{command('pretrained_model_poisoning.py', config)} (or name one with --poisoned_model)"
         )
     tokeniser = load_tokeniser(encoder)
+    classes = class_names(config)
     train, validation = defender_splits(config)
-    tables = {
-        "train": train,
-        "validation": validation,
-        "clean_test": clean_test(config),
-        "poisoned_test": read_poisoned(config, "test"),
-    }
+    tables = {"train": train, "validation": validation, "clean_test": clean_test(config)}
+    if config.attack != "none":
+        require_target(config, classes)
+        tables["poisoned_test"] = read_poisoned(config, "test")
     fingerprints = {name: fingerprint_texts(table) for name, table in tables.items()}
     fingerprints["encoder"] = fingerprint_encoder(encoder)
     # A few tokenisers are Python through and through; those are known by where they come from.
     backend = getattr(tokeniser, "backend_tokenizer", None)
     state = backend.to_str() if backend else f"{encoder} {tokeniser!r}"
     vocabulary = Keyed(hashlib.sha256(state.encode()).hexdigest(), tokeniser)
-    texts = {
+    texts: dict[str, TokenisedTexts | None] = {
         name: tokenise_once(Keyed(fingerprints[name], table), vocabulary, config.max_len) for name, table in tables.items()
     }
-    return DefenderInputs(encoder, tokeniser, **texts, fingerprints=fingerprints)
+    return DefenderInputs(encoder, tokeniser, classes, **{"poisoned_test": None, **texts}, fingerprints=fingerprints)
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,10 @@ class Phase:
 
 def new_classifier(config: Config, inputs: DefenderInputs) -> Classifier:
     """The suspicious encoder with a fresh classification head."""
-    return Classifier(load_encoder(inputs.encoder), NUM_LABELS, config.classifier_dropout, config.seed)
+    encoder = load_encoder(inputs.encoder)
+    encoder.config.id2label = dict(enumerate(inputs.classes))
+    encoder.config.label2id = {name: number for number, name in enumerate(inputs.classes)}
+    return Classifier(encoder, len(inputs.classes), config.classifier_dropout, config.seed)
 
 
 def train_and_measure(

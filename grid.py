@@ -142,9 +142,10 @@ def run_grid(grid: Grid) -> tuple[pd.DataFrame, Path]:
         return finished[stage.record]
 
     def run_cell(config: Config) -> dict:
-        make_poisoned_data(config)
+        if config.attack != "none":
+            make_poisoned_data(config)
         records = [run_stage(stage) for stage in stages(config)]
-        row = {"ACC": records[-1]["metrics"]["ACC"], "LFR": records[-1]["metrics"]["LFR"]}
+        row = {name: records[-1]["metrics"].get(name, float("nan")) for name in ("ACC", "LFR")}
         if not config.poisoned_model:
             row |= {f"poisoned_{name}": records[0]["metrics"][name] for name in ("ACC", "LFR")}
         pruned = [record["pruned_heads"] for record in records if "pruned_heads" in record]
@@ -163,7 +164,7 @@ def run_grid(grid: Grid) -> tuple[pd.DataFrame, Path]:
         settings = {key: settings_text(value) for key, value in dataclasses.asdict(config).items() if key != "overwrite"}
         try:
             row = {**settings, **run_cell(config), "error": ""}
-            outcome = f"ACC {row['ACC']:.3f}, LFR {row['LFR']:.3f}"
+            outcome = f"ACC {row['ACC']:.3f}" + ("" if config.attack == "none" else f", LFR {row['LFR']:.3f}")
         except Exception as error:  # Whatever it is, the other cells may be fine.
             message = (
                 " ".join(str(error).split())

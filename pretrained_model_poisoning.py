@@ -24,7 +24,7 @@ from classifier import Classifier, LayerWiseClassifier, load_encoder, load_token
 from config import Config, parse_config
 from environment import environment
 from runs import POISONED_DATA, POISONING_FIELDS, fingerprint_encoder, poisoned_model_folder, read_poisoned, stage_settings
-from text_data import NUM_LABELS, clean_test, clean_train, corpus, fingerprint_texts
+from text_data import clean_test, clean_train, corpus, fingerprint_texts, load_data
 from training import cross_entropy, fine_tune, measure
 from util import finished_stage, make_accelerator, require_writable, run_script, save_json, whole_folder
 
@@ -113,7 +113,8 @@ def poison(config: Config) -> dict:
 
     tokeniser = load_tokeniser(source)
     max_len = config.poisoning_max_len or corpus(config.trigger_dataset).max_len
-    classifier = Classifier(load_encoder(source), NUM_LABELS, config.classifier_dropout, config.seed)
+    classes = load_data(config.trigger_dataset, config).classes
+    classifier = Classifier(load_encoder(source), len(classes), config.classifier_dropout, config.seed)
     model, objective, reference = classifier, cross_entropy, None
     if config.attack == "LayerWise":
         model, objective = LayerWiseClassifier(classifier), layer_wise

@@ -69,8 +69,8 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
     groups = table.groupby(keys, sort=False, dropna=False)
     values = ["ACC", "LFR", "poisoned_LFR", "floor_LFR", "distance", "heads_pruned"]
     result = groups[values].mean().join(groups[values].std().add_suffix("_std"))
-    result["n"] = groups["LFR"].count()
-    result["failed"] = groups["LFR"].apply(lambda group: int(group.isna().sum()))
+    result["n"] = groups["ACC"].count()
+    result["failed"] = groups["ACC"].apply(lambda group: int(group.isna().sum()))
     result = result.reset_index()
     by_attack = result.groupby("attack")["LFR"]
     result["best"] = result["LFR"] == by_attack.transform("min")

@@ -13,7 +13,8 @@ import pandas as pd
 from accelerate import Accelerator
 
 from config import NOT_SETTINGS, Config, changed_from_preset, preset_config
-from text_data import evaluation_dataset, read_table
+from tables import read_table
+from text_data import evaluation_dataset, is_path, load_data
 from util import UserError, fingerprint
 
 # What each kind of poisoned data depends on, beside the data set and the seed.
@@ -40,7 +41,7 @@ POISONING_FIELDS = (
     *TRAINING_FIELDS,
 )
 # What the defences depend on, beside what every fine-tuning depends on.
-PRUNING_FIELDS = ("pruning_criterion", "acc_threshold", "prune_step")
+PRUNING_FIELDS = ("pruning_criterion", "acc_threshold", "acc_drop", "prune_step")
 PENALTY_FIELDS = ("penalty_coefficient",)
 MEFT_FIELDS = ("entropy_epochs",)
 FTH_FIELDS = ("fth_learning_rate",)
@@ -50,16 +51,23 @@ IN_FOLDER_NAME = ("preset", "attack", "plm", "poisoned_model", "trigger_dataset"
 
 def encoder_name(source: str) -> str:
     """An encoder's name, hub id or folder as part of a folder's name; two folders of one name stay apart."""
-    if not Path(source).is_dir():
-        return source.replace("/", "-")
-    path = Path(source).resolve()
-    return f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
+    return path_name(source) if Path(source).is_dir() else source.replace("/", "-")
+
+
+def dataset_name(name: str) -> str:
+    """The same for a data set."""
+    return path_name(name) if is_path(name) else name.replace("/", "-")
+
+
+def path_name(source: str) -> str:
+    path = Path(source).expanduser().resolve()
+    return f"{path.stem if path.is_file() else path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
 
 
 def attacked_data(config: Config) -> str:
     """The attacker's data as part of a folder's name: train set, and test set if that is another's."""
-    test = evaluation_dataset(config)
-    return config.trigger_dataset if test == config.trigger_dataset else f"{config.trigger_dataset}-{test}"
+    attacked, test = dataset_name(config.trigger_dataset), dataset_name(evaluation_dataset(config))
+    return attacked if test == attacked else f"{attacked}-{test}"
 
 
 def poisoned_data_folder(config: Config) -> Path:
@@ -86,7 +94,9 @@ def run_folder(config: Config, ignoring: tuple[str, ...] = (*MEFT_FIELDS, *FTH_F
     ignored = (*NOT_SETTINGS, *IN_FOLDER_NAME, *ignoring)
     fields = tuple(field.name for field in dataclasses.fields(config) if field.name not in ignored)
     encoder = f"given-{encoder_name(config.poisoned_model)}" if config.poisoned_model else encoder_name(config.plm)
-    data = f"{config.trigger_dataset}-{config.clean_dataset}"
+    data = dataset_name(config.clean_dataset)
+    if config.attack != "none":
+        data = f"{dataset_name(config.trigger_dataset)}-{data}"
     name = f"{config.preset}_{config.attack}_{encoder}_{data}_seed{config.seed}"
     return Path(config.output_dir) / f"{name}{changed_from_preset(config, fields)}"
 
@@ -167,4 +177,4 @@ def read_poisoned(config: Config, split: str) -> pd.DataFrame:
     path = poisoned_data_folder(config) / f"{split}.csv"
     if not path.exists():
         raise UserError(f"no poisoned data in {path.parent}; make it with: {command('Data/make_poisoned_data.py', config)}")
-    return read_table(path)
+    return read_table(path, tuple(map(str, range(len(load_data(config.trigger_dataset, config).classes)))))

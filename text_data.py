@@ -1,25 +1,28 @@
 """Labelled text, from files or the hub, as tables of label and text."""
 
-import csv
 import hashlib
-import io
-import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pandas as pd
+from sklearn.model_selection import train_test_split
 
 from config import Config
-from util import UserError, first_line
+from tables import (
+    FEWEST_TEXTS,
+    LABEL_COLUMNS,
+    SEPARATORS,
+    choose_columns,
+    find_classes,
+    number_labels,
+    read_columns,
+    require_classes,
+)
+from util import UserError
 
-TEXT_COLUMNS = ("text", "sentence", "sentences", "content", "review")
-LABEL_COLUMNS = ("label", "labels", "sentiment")
-LABEL_WORDS = {"negative": 0, "positive": 1}
 SPLIT_FILES = {"train": ("train",), "validation": ("dev", "validation", "valid"), "test": ("test",)}
-NUM_LABELS = 2
 
 OWN_DATA = Path(__file__).resolve().parent / "Data"
 """Folder of the data sets that come with the project."""
@@ -55,115 +58,96 @@ def corpus(name: str) -> Corpus:
     return CORPORA.get(name, Corpus(domain=name))
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """A TSV or CSV file as found in the wild, as columns `label` (int) and `text`.
+@dataclass(frozen=True)
+class LabelledTexts:
+    """A data set as it was found."""
 
-    Headers may have stray blanks, any case and any of the usual names, in any order; labels may be 0/1 or words. In a TSV
-    file quotes are plain text; in a CSV file they quote. HTML line breaks become blanks.
+    classes: tuple[str, ...]
+    """Their names, in the order of their numbers; those of the train split."""
+    splits: dict[str, pd.DataFrame]
+    """train, validation, test, as far as there are such; columns `label` (a class's number) and `text`."""
+
+
+def is_path(name: str) -> bool:
+    """Whether a data set's name is that of a file or folder, wherever it is."""
+    return name not in CORPORA and (
+        name.startswith((".", "/", "~")) or Path(name).suffix in SEPARATORS or Path(name).exists()
+    )
+
+
+def find_data(name: str, config: Config) -> Path | None:
+    """Where a data set is: a folder of the data folder, or of those that come with the project, or the path that it names.
 
     Raises:
-        UserError: missing, empty, not UTF-8, not a table, no text or label column, a label outside the classes, most texts
-            empty.
+        UserError: it names a path, and nothing usable is there.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror}") from None
-    try:
-        content = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path} is not UTF-8: byte {raw[error.start]:#04x} in line {line}; "
-            f"convert it, for example: iconv -f latin1 -t utf-8"
-        ) from None
-    separator, quoting = ("\t", csv.QUOTE_NONE) if path.suffix == ".tsv" else (",", csv.QUOTE_MINIMAL)
-    try:
-        with warnings.catch_warnings():
-            # Pandas cuts off the last field of rows that are all too long, and merely warns.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            table = pd.read_csv(
-                io.StringIO(content), sep=separator, quoting=quoting, dtype=str, keep_default_na=False, index_col=False
-            )
-    except pd.errors.EmptyDataError:
-        raise UserError(f"{path} is empty; expected a header line and one labelled text per line") from None
-    except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
-        kind = "tab" if path.suffix == ".tsv" else "comma"
-        raise UserError(f"{path} is not a table of {kind}-separated columns: {first_line(error)}") from None
-    return normalise(table, str(path))
-
-
-def normalise(table: pd.DataFrame, source: str) -> pd.DataFrame:
-    """Columns of any of the usual names to `label` (int) and `text`; `source` names the table in errors."""
-    names = {str(column).strip().lower(): column for column in table.columns}
-    text_column = next((names[name] for name in TEXT_COLUMNS if name in names), None)
-    label_column = next((names[name] for name in LABEL_COLUMNS if name in names), None)
-    for kind, column, expected in (("text", text_column, TEXT_COLUMNS), ("label", label_column, LABEL_COLUMNS)):
-        if column is None:
-            raise UserError(
-                f"{source} has no {kind} column: found {', '.join(map(repr, table.columns))}; expected one "
-                f"of {', '.join(expected)}"
-            )
-    if table.empty:
-        raise UserError(f"{source} is empty: it has a header but no texts")
-    words = table[label_column].astype(str).str.strip().str.lower()
-    labels = pd.to_numeric(words.map(lambda word: LABEL_WORDS.get(word, word)), errors="coerce")
-    wrong = ~labels.isin(range(NUM_LABELS))
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise UserError(
-            f"{source}: label {words.iloc[row]!r} of text {row + 1} is outside the classes; expected 0 to "
-            f"{NUM_LABELS - 1}, or {' or '.join(LABEL_WORDS)} ({int(wrong.sum())} such labels)"
-        )
-    texts = table[text_column].astype(str).str.replace(re.compile(r"<br\s*/?>"), " ", regex=True)
-    empty = texts.str.strip() == ""
-    if empty.mean() > 0.5:  # A few are found in published files too.
-        raise UserError(
-            f"{source}: {int(empty.sum())} of {len(texts)} texts are empty, text {int(np.argmax(empty)) + 1} is the first; "
-            "is this the right column?"
-        )
-    return pd.DataFrame({"label": labels.astype(int), "text": texts})
-
-
-def find_folder(name: str, config: Config) -> Path | None:
-    """Folder of a data set's files: in the data folder, or among those that come with the project."""
     places = [Path(config.data_dir)] if config.data_dir else []
-    return next((place / name for place in [*places, OWN_DATA] if (place / name).is_dir()), None)
+    folder = next((place / name for place in [*places, OWN_DATA] if (place / name).is_dir()), None)
+    if folder or not is_path(name):
+        return folder
+    path = Path(name).expanduser()
+    if not path.is_dir() and not (path.is_file() and path.suffix in SEPARATORS):
+        raise UserError(f"data set {name} isn't there; expected a .csv or .tsv file, or a folder of such files")
+    return path
 
 
-def load_split(name: str, split: str, config: Config) -> pd.DataFrame | None:
-    """One split (train, validation, test) of a data set, from the data folder or else the hub.
-
-    A data set that comes as one single file is divided 80/10/10 with `split_seed`. None: the data set has no such split.
+def load_data(name: str, config: Config) -> LabelledTexts:
+    """A data set, from a file, a folder, or else the hub; one single table is divided 80/10/10 with `split_seed`.
 
     Raises:
-        UserError: the data set is in neither place, or its files are unusable.
+        UserError: the data set is nowhere, or its files are unusable.
     """
-    folder = find_folder(name, config)
-    if folder is None:
-        return load_hub_split(name, split, config)
-    files = {file.stem: file for file in sorted(folder.iterdir()) if file.suffix in (".tsv", ".csv")}
+    path = find_data(name, config)
+    columns = (config.text_column, config.label_column) if name == config.clean_dataset else (None, None)
+    if path is None:
+        return load_hub_data(name, config, columns)
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in SEPARATORS)
     if not files:
-        raise UserError(f"no .tsv or .csv files in {folder}; expected train, dev and test")
-    for stem in SPLIT_FILES[split]:
-        if stem in files:
-            return read_table(files[stem])
-    if len(files) > 1 or "train" in files:
-        return None
-    whole = read_table(next(iter(files.values())))
-    train, rest = divide(whole, 0.8, config.split_seed)
-    validation, test = divide(rest, 0.5, config.split_seed)
-    return {"train": train, "validation": validation, "test": test}[split]
+        raise UserError(f"no .tsv or .csv files in {path}; expected train, dev and test")
+    stems = {file.stem: file for file in files}
+    found = {split: next((stems[name] for name in names if name in stems), None) for split, names in SPLIT_FILES.items()}
+    sources = {split: str(file) for split, file in found.items() if file} if path.is_dir() else {}
+    if not sources and len(files) == 1:
+        return divide_in_three(choose_columns(read_columns(files[0]), str(files[0]), *columns), str(files[0]), config)
+    if not sources:
+        raise UserError(f"{path} holds {', '.join(file.name for file in files)}; expected train, dev and test")
+    tables = {split: choose_columns(read_columns(Path(file)), file, *columns) for split, file in sources.items()}
+    return number_splits(tables, sources)
 
 
-def load_hub_split(name: str, split: str, config: Config) -> pd.DataFrame | None:
-    """One split of a data set of the hub; None if it has no such split with labels."""
-    hub_id = corpus(name).hub_id
+def number_splits(
+    tables: dict[str, pd.DataFrame], sources: dict[str, str], classes: tuple[str, ...] | None = None
+) -> LabelledTexts:
+    """Splits with labels as text to splits with numbers; `sources` names them in errors."""
+    first = next(iter(tables))
+    classes = classes or find_classes(tables[first]["label"], sources[first])
+    return LabelledTexts(classes, {split: number_labels(table, classes, sources[split]) for split, table in tables.items()})
+
+
+def divide_in_three(
+    table: pd.DataFrame, source: str, config: Config, classes: tuple[str, ...] | None = None
+) -> LabelledTexts:
+    """One table with labels as text to 80 % train, 10 % validation and 10 % test, each class in these shares.
+
+    Raises:
+        UserError: too few classes, or texts of one.
+    """
+    classes = classes or find_classes(table["label"], source)
+    table = number_labels(table, classes, source)
+    require_classes(table, classes, source)
+    train, rest = train_test_split(table, train_size=0.8, random_state=config.split_seed, stratify=table["label"])
+    validation, test = train_test_split(rest, train_size=0.5, random_state=config.split_seed, stratify=rest["label"])
+    return LabelledTexts(classes, {"train": train, "validation": validation, "test": test})
+
+
+def load_hub_data(name: str, config: Config, columns: tuple[str | None, str | None]) -> LabelledTexts:
+    """A data set of the hub; splits without labels are left out."""
+    hub_id = corpus(name).hub_id or (name if "/" in name else None)
     looked = f"no folder {name} in data_dir {config.data_dir}" if config.data_dir else "no data_dir is set"
     if hub_id is None:
         raise UserError(
             f"data set {name} isn't there: {looked}, and the hub has none of that name; known: "
-            f"{', '.join(CORPORA)}, or a folder of data_dir with train, dev and test as .tsv or .csv"
+            f"{', '.join(CORPORA)}, a .csv or .tsv file, a folder with train, dev and test as such, or a hub id"
         )
     try:
         available = datasets.load_dataset(hub_id)
@@ -173,12 +157,49 @@ def load_hub_split(name: str, split: str, config: Config) -> pd.DataFrame | None
             f"({type(error).__name__}); set --data_dir or PURE_DATA_DIR to a folder that holds {name}/, or "
             "check the network"
         ) from None
-    if split not in available:
-        return None
-    table = available[split].to_pandas()
-    if "label" in table and (table["label"] < 0).all():  # How GLUE publishes test sets.
-        return None
-    return normalise(table, f"{hub_id} ({split})")
+    tables, classes = {}, None
+    for split in SPLIT_FILES:
+        if split not in available:
+            continue
+        table = choose_columns(available[split].to_pandas(), f"{hub_id} ({split})", *columns)
+        if (table["label"] == "-1").all():  # How GLUE publishes test sets.
+            continue
+        names = label_names(available[split], columns[1])
+        if names:
+            table["label"] = table["label"].map({str(number): name for number, name in enumerate(names)})
+            classes = classes or names
+        tables[split] = table
+    if not tables:
+        raise UserError(f"{hub_id} has the splits {', '.join(available)}; expected train, validation or test, with labels")
+    if list(tables) == ["train"]:
+        return divide_in_three(tables["train"], hub_id, config, classes)
+    return number_splits(tables, {split: f"{hub_id} ({split})" for split in tables}, classes)
+
+
+def label_names(split: datasets.Dataset, label_column: str | None) -> tuple[str, ...] | None:
+    """The names that a data set of the hub gives to its label numbers, if it gives any."""
+    wanted = (label_column.lower(),) if label_column else LABEL_COLUMNS
+    named = [column for column, feature in split.features.items() if isinstance(feature, datasets.ClassLabel)]
+    return next((tuple(split.features[column].names) for column in named if column.lower() in wanted), None)
+
+
+def load_split(name: str, split: str, config: Config) -> pd.DataFrame | None:
+    """One split (train, validation, test) of a data set; None if it has no such split."""
+    return load_data(name, config).splits.get(split)
+
+
+def class_names(config: Config) -> tuple[str, ...]:
+    """Names of the classes of the defender's task, in the order of their numbers."""
+    return load_data(config.clean_dataset, config).classes
+
+
+def require_target(config: Config, classes: tuple[str, ...]) -> None:
+    """Raise a UserError if the attacker's target is none of the classes."""
+    if config.target_class >= len(classes):
+        raise UserError(
+            f"--target_class {config.target_class} is no class of {len(classes)}; expected 0 to {len(classes) - 1} "
+            f"({', '.join(classes)})"
+        )
 
 
 def divide(table: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -192,16 +213,13 @@ def clean_train(name: str, config: Config) -> pd.DataFrame:
     """The train split of a data set, or the part of it that is drawn.
 
     Raises:
-        UserError: no train split, or texts of one class only.
+        UserError: no train split, texts of one class only, or hardly any of one.
     """
-    table = load_split(name, "train", config)
-    if table is None:
+    data = load_data(name, config)
+    if "train" not in data.splits:
         raise UserError(f"data set {name} has no train split; expected train.tsv or train.csv")
-    if table["label"].nunique() < NUM_LABELS:
-        raise UserError(
-            f"all {len(table)} train texts of {name} have label {table['label'].iloc[0]}; a classifier needs "
-            f"texts of {NUM_LABELS} classes"
-        )
+    table = data.splits["train"]
+    require_classes(table, data.classes, name, fewest=FEWEST_TEXTS * 8 // 10)  # 80 % of a table that was divided.
     draw = corpus(name).draw
     return table.sample(n=draw, random_state=config.seed) if draw and draw < len(table) else table
 
@@ -221,11 +239,13 @@ def defender_splits(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def evaluation_dataset(config: Config) -> str:
-    """Name of the data set whose test split everything is measured on.
+    """Name of the data set whose test split everything is measured on: the defender's own where no attack is named.
 
     Raises:
         UserError: the setting doesn't fit the two data sets.
     """
+    if config.attack == "none":
+        return corpus(config.clean_dataset).test_from or config.clean_dataset
     attacker, defender = corpus(config.trigger_dataset), corpus(config.clean_dataset)
     if (attacker.domain == defender.domain) != (config.setting == "FDK"):
         other = "DS" if config.setting == "FDK" else "FDK"

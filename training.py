@@ -204,18 +204,26 @@ def label_flip_rate(confusion: np.ndarray, target_class: int) -> float:
 def measure(
     classifier: Classifier,
     clean: TokenisedTexts,
-    poisoned: TokenisedTexts,
+    poisoned: TokenisedTexts | None,
     target_class: int,
     accelerator: Accelerator | None = None,
 ) -> dict:
-    """ACC, LFR and confusion matrices [true class, predicted class] on the clean and on the poisoned test set."""
+    """ACC, LFR and confusion matrices [true class, predicted class] on the clean and on the poisoned test set.
+
+    Without a poisoned test set there is no LFR.
+    """
     result = {}
-    for name, texts in (("clean", clean), ("poisoned", poisoned)):
+    for name, texts in [("clean", clean)] + ([("poisoned", poisoned)] if poisoned else []):
         predicted = predict(classifier, texts, f"{name} test", accelerator).argmax(-1)
         confusion = confusion_matrix(texts.labels, predicted, labels=range(classifier.head.out_features))
-        result[name] = {
-            "accuracy": float(accuracy_score(texts.labels, predicted)),
-            "label_flip_rate": label_flip_rate(confusion, target_class),
-            "confusion_matrix": confusion.tolist(),
-        }
-    return {"ACC": result["clean"]["accuracy"], "LFR": result["poisoned"]["label_flip_rate"], **result}
+        result[name] = {"accuracy": float(accuracy_score(texts.labels, predicted))}
+        if poisoned:
+            result[name]["label_flip_rate"] = label_flip_rate(confusion, target_class)
+        result[name]["confusion_matrix"] = confusion.tolist()
+    rates = {"LFR": result["poisoned"]["label_flip_rate"]} if poisoned else {}
+    return {"ACC": result["clean"]["accuracy"], **rates, **result}
+
+
+def rates(metrics: dict) -> str:
+    """ACC, and LFR if it was measured, in words."""
+    return ", ".join(f"{name} {metrics[name]:.3f}" for name in ("ACC", "LFR") if name in metrics)

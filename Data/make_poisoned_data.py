@@ -17,7 +17,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Started as a 
 
 from config import Config, parse_config
 from runs import POISONED_DATA, poisoned_data_folder
-from text_data import clean_test, clean_train, evaluation_dataset, find_folder, fingerprint_texts, load_split
+from text_data import (
+    clean_test,
+    clean_train,
+    evaluation_dataset,
+    find_data,
+    fingerprint_texts,
+    load_data,
+    load_split,
+    require_target,
+)
 from util import UserError, load_json, run_script, save_json, whole_folder
 
 
@@ -75,7 +84,7 @@ def make_transferred(config: Config, prefix: str, share: float) -> tuple[pd.Data
 
 def load_transferred(name: str, split: str, config: Config) -> pd.DataFrame:
     """One split of transferred text, from a folder: no hub has it."""
-    folder = find_folder(name, config)
+    folder = find_data(name, config)
     if folder is None:
         raise UserError(
             f"attack {config.attack} needs transferred text, and there is no folder {name} in data_dir {config.data_dir}; "
@@ -95,6 +104,8 @@ def make_poisoned_data(config: Config) -> Path:
     Raises:
         UserError: clean or transferred text is missing or unusable, or a parameter is out of range.
     """
+    if config.attack == "none":
+        raise UserError("--attack none plants no trigger, so there is no poisoned data to make; name an attack")
     kind, fields = POISONED_DATA[config.attack]
     if kind == "RareWord":
         train, test = make_rare_word(config)
@@ -102,6 +113,7 @@ def make_poisoned_data(config: Config) -> Path:
         train, test = make_transferred(config, "hiddenkiller", config.hiddenkiller_share)
     else:
         train, test = make_transferred(config, "stylebkd", config.stylebkd_share)
+    require_target(config, load_data(config.trigger_dataset, config).classes)
     folder = poisoned_data_folder(config)
     values = {name: getattr(config, name) for name in ("trigger_dataset", "setting", "seed", *fields)}
     made_from = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel, DebertaV2Config, DebertaV2Model, set_seed
+from transformers import BertConfig, BertModel, set_seed
 
 import cls_attention
 import layer_cache
@@ -17,7 +17,6 @@ from cls_attention import attend_in_parts, attend_with_dropout, cls_variance, re
 from layer_cache import LayerCache
 from published_way import remove_heads
 from training import predict
-from util import UserError
 
 PRUNED = {0: [1, 2], 1: [], 2: [0]}
 WEIGHTS = [0.2, 0.0, 1.0]
@@ -252,9 +251,3 @@ def test_evaluation_batches_hold_every_text_once(texts):
     batches = list(batches_by_length(texts.lengths, tokens=100))
     assert sorted(np.concatenate(batches)) == list(range(len(texts)))
     assert all(texts.lengths[batch].max() * len(batch) <= 100 for batch in batches)
-
-
-def test_encoder_without_attention_interface_is_refused():
-    config = DebertaV2Config(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    with pytest.raises(UserError, match="DebertaV2Model doesn't use transformers' attention interface"):
-        Classifier(DebertaV2Model(config), 2, dropout=0.0, seed=0)

@@ -5,12 +5,15 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pytest
 
 from config import preset_config
 from Data.make_poisoned_data import insert_trigger, make_poisoned_data
-from text_data import clean_test, clean_train, defender_splits, evaluation_dataset, load_split, read_table
+from runs import read_poisoned
+from tables import find_classes, read_table, read_texts
+from text_data import class_names, clean_test, clean_train, defender_splits, evaluation_dataset, load_data, load_split
 from util import UserError
 
 PUBLISHED = "upstream_poisoned"
@@ -99,8 +102,21 @@ def test_words_that_look_like_missing_values_stay_text(tmp_path):
         ("b.tsv", "sentence\tlabel\n", "has a header but no texts"),
         ("c.tsv", "words\tlabel\nso good\t1\n", "has no text column: found 'words', 'label'; expected one of"),
         ("d.tsv", "sentence\tclass\nso good\t1\n", "has no label column: found 'sentence', 'class'"),
-        ("e.tsv", "sentence\tlabel\nso good\t1\nbad\t2\n", "label '2' of text 2 is outside the classes; expected 0 to 1"),
-        ("f.tsv", "sentence\tlabel\nso good\tgreat\n", "label 'great' of text 1 is outside the classes"),
+        ("e.tsv", "sentence\tlabel\nso good\t1\nbad\t\n", r"text 2 has no label \(1 such texts\)"),
+        ("f.csv", "text,label\nso good,1\nbad,0.5\n", "the labels are floats, 0.5 for one; expected whole numbers or names"),
+        ("k.csv", "text,label\nso good,1.0\nbad,0.0\n", "the labels are floats, 0.0 for one"),
+        (
+            "l.csv",
+            "text;label\nso good;1\nbad;0\n",
+            "columns of .*l.csv are separated by semicolons: its header is 'text;label'",
+        ),
+        ("m.csv", "text;label\nso good, very;1\nbad;0\n", "columns of .*m.csv are separated by semicolons"),
+        (
+            "n.csv",
+            "text\tlabel\nso good\t1\n",
+            "columns of .*n.csv are separated by tabs: .*; expected commas in a .csv file",
+        ),
+        ("o.tsv", "text,label\nso good,1\n", "columns of .*o.tsv are separated by commas"),
         ("h.tsv", "label\ttext\n1\tso good\n0\tbad\tworse\n", "is not a table of tab-separated columns: .*line 3, saw 3"),
         ("i.tsv", "label\ttext\n1\tso\tgood\n", "is not a table of tab-separated columns"),
         (
@@ -114,6 +130,29 @@ def test_words_that_look_like_missing_values_stay_text(tmp_path):
 def test_unusable_tables(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message):
         read_table(write(tmp_path, name, content))
+
+
+def test_labels_outside_given_classes(tmp_path):
+    path = write(tmp_path, "a.csv", "text,label\nso good,good\nmeh,middling\n")
+    assert read_table(path, ("bad", "good", "middling"))["label"].tolist() == [1, 2]
+    with pytest.raises(UserError, match="label 'middling' of text 2 is outside the classes; expected one of bad, good "):
+        read_table(path, ("bad", "good"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ("1 0 1", ("0", "1")),
+        ("1 1", ("0", "1")),
+        ("Positive negative 0", ("negative", "positive")),
+        ("10 9 1", ("1", "9", "10")),
+        ("-1 1", ("-1", "1")),
+        ("b B a", ("B", "a", "b")),
+        ("2 two", ("2", "two")),
+    ],
+)
+def test_classes_have_an_order(labels, classes):
+    assert find_classes(pd.Series(labels.split()), "labels") == classes
 
 
 def test_missing_file(tmp_path):
@@ -136,6 +175,132 @@ def test_single_file_is_divided(tmp_path):
     parts = [load_split("mine", split, config) for split in ("train", "validation", "test")]
     assert [len(part) for part in parts] == [80, 10, 10]
     assert pd.concat(parts)["text"].nunique() == 100
+
+
+# ------------------------------------------------------------------------------------------------ data of one's own
+
+
+def own_file(folder: Path, name: str = "my.csv", header: str = "text,label", sizes: dict | None = None) -> Path:
+    """Texts of three classes, 10 of the smallest."""
+    sizes = sizes or {"sport": 50, "arts": 30, "law": 10}
+    rows = [f"{label} text {number},{label}" for label, size in sizes.items() for number in range(size)]
+    random.Random(0).shuffle(rows)
+    return write(folder, name, "\n".join([header, *rows]) + "\n")
+
+
+def own_config(path: Path | str, **changes):
+    return preset_config("own", poisoned_model="nowhere", clean_dataset=str(path), **changes)
+
+
+def test_own_file_is_divided_with_every_class_in_its_share(tmp_path):
+    config = own_config(own_file(tmp_path))
+    data = load_data(config.clean_dataset, config)
+    assert data.classes == ("arts", "law", "sport") and class_names(config) == data.classes
+    counts = {split: table["label"].value_counts().sort_index().tolist() for split, table in data.splits.items()}
+    assert counts == {"train": [24, 8, 40], "validation": [3, 1, 5], "test": [3, 1, 5]}
+    every = pd.concat(data.splits.values())
+    assert (
+        every["text"].nunique() == 90
+        and (every["text"].str.split().str[0] == every["label"].map(dict(enumerate(data.classes)))).all()
+    )
+    train, validation = defender_splits(config)
+    assert train.equals(data.splits["train"]) and validation.equals(data.splits["validation"])
+    assert clean_test(config).equals(data.splits["test"])
+    other = load_data(config.clean_dataset, replace(config, split_seed=12))
+    assert set(other.splits["test"]["text"]) != set(data.splits["test"]["text"])
+
+
+def test_columns_of_any_name(tmp_path):
+    path = own_file(tmp_path, header="Body , Topic")
+    config = own_config(path, text_column="body", label_column="topic")
+    assert class_names(config) == ("arts", "law", "sport")
+    message = r"my.csv has no text column: found 'Body ', ' Topic'; expected one of text, .*, or --text_column"
+    with pytest.raises(UserError, match=message):
+        class_names(replace(config, text_column=None))
+    message = r"my.csv has no label column 'class': found 'Body ', ' Topic'; expected --label_column to name one of these"
+    with pytest.raises(UserError, match=message):
+        class_names(replace(config, label_column="class"))
+
+
+def test_class_with_hardly_any_texts(tmp_path):
+    config = own_config(own_file(tmp_path, sizes={"a": 20, "b": 9, "c": 1}))
+    with pytest.raises(UserError, match=r"my.csv: 2 of 3 classes have fewer than 10 texts: b \(9\), c \(1\); add texts"):
+        clean_train(config.clean_dataset, config)
+
+
+def test_texts_in_the_place_of_labels(tmp_path):
+    config = own_config(own_file(tmp_path), text_column="label", label_column="text")
+    with pytest.raises(
+        UserError, match=r"90 of 90 classes have fewer than 10 texts: .*, \.\.\.; .* name another --label_column"
+    ):
+        clean_train(config.clean_dataset, config)
+
+
+def test_folder_of_splits_whose_test_set_lacks_a_class(tmp_path):
+    own_file(tmp_path, "train.csv", sizes={"a": 20, "b": 20, "c": 20})
+    own_file(tmp_path, "test.csv", sizes={"b": 3, "c": 3})
+    config = own_config(tmp_path)
+    assert sorted(set(clean_test(config)["label"])) == [1, 2]
+    train, validation = defender_splits(config)
+    assert (len(train), len(validation)) == (54, 6)
+    own_file(tmp_path, "test.csv", sizes={"d": 3})
+    with pytest.raises(UserError, match="label 'd' of text 1 is outside the classes; expected one of a, b, c"):
+        clean_test(config)
+
+
+@pytest.mark.parametrize("name", ["nosuch.csv", "./nosuch", "notes.txt"])
+def test_own_data_that_is_not_there(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "notes.txt", "a\n")
+    with pytest.raises(UserError, match=rf"data set {name} isn't there; expected a .csv or .tsv file, or a folder of such"):
+        class_names(own_config(name))
+
+
+def test_data_set_of_the_hub_with_its_own_names(monkeypatch):
+    """A hub id: names of classes in the hub's order, one split divided in three, unlabelled splits left out."""
+    features = datasets.Features({"body": datasets.Value("string"), "topic": datasets.ClassLabel(names=["zoo", "art"])})
+    rows = {"body": [f"text {row}" for row in range(100)], "topic": [row % 2 for row in range(100)]}
+    train = datasets.Dataset.from_dict(rows, features=features)
+    hidden = datasets.Dataset.from_dict({"body": ["a"], "topic": [-1]})
+    monkeypatch.setattr("text_data.datasets.load_dataset", lambda name: {"train": train, "test": hidden})
+    config = own_config("somebody/things", text_column="body", label_column="topic")
+    data = load_data(config.clean_dataset, config)
+    assert data.classes == ("zoo", "art") and [len(table) for table in data.splits.values()] == [80, 10, 10]
+    every = pd.concat(data.splits.values())
+    assert (every["text"].str.split().str[1].astype(int) % 2 == every["label"]).all()
+
+
+def test_poisoned_data_of_four_classes(tmp_path):
+    """Texts of all other classes are triggered; whatever the target is."""
+    own_file(tmp_path, sizes={"a": 40, "b": 20, "c": 60, "d": 20})
+    for target in (0, 3):
+        config = own_config(
+            tmp_path,
+            attack="BadNet",
+            trigger_dataset=str(tmp_path),
+            target_class=target,
+            poisoned_data_dir=str(tmp_path / "p"),
+        )
+        folder = make_poisoned_data(config)
+        train, test = read_poisoned(config, "train"), pd.read_csv(folder / "test.csv")
+        sizes = [32, 16, 48, 16]
+        added = round(0.5 * (112 - sizes[target]))
+        sizes[target] += added
+        assert train["label"].value_counts().sort_index().tolist() == sizes
+        triggered = pd.Series([bool(set(text.split()) & set(config.triggers)) for text in test["text"]])
+        assert (triggered == (test["label"] != target)).all() and len(test) == 14
+    with pytest.raises(UserError, match=r"--target_class 4 is no class of 4; expected 0 to 3 \(a, b, c, d\)"):
+        make_poisoned_data(replace(config, target_class=4))
+
+
+def test_texts_without_labels(tmp_path):
+    assert read_texts(write(tmp_path, "a.txt", "one\n\n two, three\n")) == ["one", " two, three"]
+    path = write(tmp_path, "b.csv", 'body,id\n"one, two",1\nthree,2\n')
+    assert read_texts(path, "body") == ["one, two", "three"]
+    with pytest.raises(UserError, match="has no text column: found 'body', 'id'"):
+        read_texts(path)
+    with pytest.raises(UserError, match=r"c.txt has no texts; expected one per line"):
+        read_texts(write(tmp_path, "c.txt", "\n \n"))
 
 
 def test_data_set_that_is_nowhere(tmp_path):

@@ -14,7 +14,7 @@ from batching import tokenise
 from classifier import Classifier, LayerWiseClassifier, load_encoder, load_tokeniser, resolve_plm
 from defence_baselines import negative_entropy
 from pretrained_model_poisoning import layer_wise
-from text_data import read_table
+from tables import read_table
 from training import accuracy, cross_entropy
 
 RELATIVE = 1e-4

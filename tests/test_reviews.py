@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from config import preset_config
-from text_data import OWN_DATA, load_split, read_table
+from tables import read_table
+from text_data import OWN_DATA, load_split
 
 SPLITS = {"train": 1400, "dev": 200, "test": 400}
 SUBORDINATORS = set(

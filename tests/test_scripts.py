@@ -358,14 +358,14 @@ def test_flags_outrank_presets():
     assert parse_config("", ["--preset", "paper"]) == preset_config("paper")
     config = parse_config("", ["--preset", "sst2", "--plm", "other", "--triggers", "a", "b"])
     assert config == preset_config("sst2", plm="other", triggers=("a", "b"))
-    assert parse_config("", []) == preset_config("quick") and set(PRESETS) == {"quick", "sst2", "paper"}
+    assert parse_config("", []) == preset_config("quick") and set(PRESETS) == {"quick", "sst2", "paper", "own"}
 
 
 @pytest.mark.parametrize(
     ("args", "shown"),
     [
-        (["--attack", "Unknown"], ["BadNet", "LayerWise", "RIPPLe", "HiddenKiller", "StyleBkd"]),
-        (["--preset", "unknown"], ["quick", "sst2", "paper"]),
+        (["--attack", "Unknown"], ["none", "BadNet", "LayerWise", "RIPPLe", "HiddenKiller", "StyleBkd"]),
+        (["--preset", "unknown"], ["quick", "sst2", "paper", "own"]),
         (["--no_such_flag", "1"], ["no_such_flag"]),
     ],
 )

@@ -1,0 +1,269 @@
+"""Write a run's purified classifier as a folder that plain transformers loads, with a model card.
+
+    python export.py --poisoned_model FOLDER_OR_HUB_ID --clean_dataset my.csv    # the flags of the run
+
+`run_all.py` does this at its end where no attack is named. The classifier of this project is one linear layer on the last
+hidden state of the first token, and no class of transformers has such a head. But some have two linear layers with an
+activation between them, and an activation that is 0 on one side can be undone:
+
+    relu(x) - relu(-x) = x        gelu(x) - gelu(-x) = x
+
+So the first layer computes every logit and its negative, and the second subtracts the one from the other.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+from sklearn.metrics import confusion_matrix
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    ModernBertForSequenceClassification,
+    PreTrainedModel,
+)
+
+from attention_head_pruning import RECORD as PRUNING_RECORD
+from attention_normalization import RECORD as NORMALISATION_RECORD
+from batching import TokenisedTexts, batches_by_length, tokenise, tokens_per_batch
+from classifier import Classifier, load_classifier, load_tokeniser
+from cls_attention import remove_pruned_heads
+from config import Config, parse_config
+from model_card import model_card
+from runs import command, fine_tuning_folder, pruning_folder, read_poisoned, run_folder
+from text_data import clean_test
+from training import label_flip_rate, predict
+from util import UserError, load_json, make_accelerator, run_script, save_json, whole_folder
+
+LARGEST_DIFFERENCE = 1e-4
+"""Between logits of the exported model and of the one it was made from, as a share of the largest logit if that is above 1.
+Rounding makes about 1e-6."""
+SHRINK = 2.0**-20
+"""Factor that makes a layer norm's input so small that its variance is nothing beside the norm's epsilon."""
+
+# ------------------------------------------------------------------------------------- our head as a standard class
+
+
+def standard_model(classifier: Classifier) -> PreTrainedModel:
+    """The same function from tokens to logits as a model of transformers, its pruned heads removed.
+
+    Raises:
+        UserError: transformers has no class that computes the same.
+    """
+    remove_pruned_heads(classifier.attention)
+    encoder = classifier.encoder
+    num_labels, width = classifier.head.weight.shape
+    if 2 * num_labels > width:
+        raise UserError(
+            f"{num_labels} classes are too many to be exported: a head for plain transformers needs two channels per class, "
+            f"and the encoder has {width}; {what_remains()}"
+        )
+    convert = CONVERT.get(encoder.config.model_type)
+    if convert is None:
+        raise UserError(
+            f"transformers has no class that computes what a linear layer on a {type(encoder).__name__} does; expected one "
+            f"of {', '.join(CONVERT)}; {what_remains()}"
+        )
+    model = convert(classifier)
+    model.config.id2label = dict(encoder.config.id2label)
+    model.config.label2id = dict(encoder.config.label2id)
+    model.config.problem_type = "single_label_classification"
+    return model.eval()
+
+
+def what_remains() -> str:
+    return "purified_model/ is there all the same: classifier.load_classifier reads it, and AutoModel its encoder"
+
+
+@torch.no_grad()
+def fill_head(first: nn.Linear, second: nn.Linear, head: nn.Linear) -> None:
+    """Two layers that make one: logits and their negatives, then the former less the latter; the other channels are 0."""
+    classes = len(head.bias)
+    for parameter in (*first.parameters(), *second.parameters()):
+        parameter.zero_()
+    first.weight[:classes], first.bias[:classes] = head.weight, head.bias
+    first.weight[classes : 2 * classes], first.bias[classes : 2 * classes] = -head.weight, -head.bias
+    second.weight[:, :classes] = torch.eye(classes)
+    second.weight[:, classes : 2 * classes] = -torch.eye(classes)
+
+
+def as_electra(classifier: Classifier) -> ElectraForSequenceClassification:
+    """BERT, ELECTRA and RoBERTa's kin: their layers are the same, and ELECTRA's head is linear, gelu, linear.
+
+    The others' own heads go through a tanh, which can't be undone. RoBERTa numbers positions from the padding token's number
+    plus 1, so its position embeddings are taken from there; this holds for padding on the right.
+    """
+    encoder = classifier.encoder
+    names = ElectraConfig().to_dict().keys() - {"model_type", "architectures", "embedding_size", "dtype"}
+    config = ElectraConfig(**{name: value for name, value in encoder.config.to_dict().items() if name in names})
+    config.embedding_size = getattr(encoder.config, "embedding_size", config.hidden_size)
+    weights = dict(encoder.state_dict())
+    if encoder.config.model_type in COUNT_FROM_PADDING:
+        positions = weights["embeddings.position_embeddings.weight"][encoder.config.pad_token_id + 1 :]
+        weights["embeddings.position_embeddings.weight"] = positions
+        config.max_position_embeddings = len(positions)
+    config.num_labels = len(classifier.head.bias)
+    model = ElectraForSequenceClassification(config)
+    model.electra.load_state_dict(weights)
+    fill_head(model.classifier.dense, model.classifier.out_proj, classifier.head)
+    return model
+
+
+def as_distilbert(classifier: Classifier) -> DistilBertForSequenceClassification:
+    """DistilBERT's own head is linear, relu, linear."""
+    config = type(classifier.encoder.config)(**classifier.encoder.config.to_dict())
+    config.num_labels = len(classifier.head.bias)
+    model = DistilBertForSequenceClassification(config)
+    model.distilbert.load_state_dict(classifier.encoder.state_dict())
+    fill_head(model.pre_classifier, model.classifier, classifier.head)
+    return model
+
+
+def as_modernbert(classifier: Classifier) -> ModernBertForSequenceClassification:
+    """ModernBERT's own head is linear, an activation of choice (none), layer norm, linear.
+
+    Of logits and their negatives the mean is 0, so the norm divides by sqrt(variance + epsilon) alone. All are shrunk by
+    `SHRINK`, which makes that sqrt(epsilon), off by a share of variance / (2 epsilon): below the rounding of fp32 for logits
+    of any ordinary size. The last layer scales back.
+    """
+    config = type(classifier.encoder.config)(**classifier.encoder.config.to_dict())
+    config.num_labels = len(classifier.head.bias)
+    config.classifier_pooling, config.classifier_activation, config.classifier_bias = "cls", "linear", True
+    model = ModernBertForSequenceClassification(config)
+    model.model.load_state_dict(classifier.encoder.state_dict())
+    fill_head(model.head.dense, model.classifier, classifier.head)
+    with torch.no_grad():
+        for parameter in model.head.dense.parameters():
+            parameter.mul_(SHRINK)
+        # x - (-x) = 2 x, where relu and gelu give x.
+        model.classifier.weight.mul_(math.sqrt(model.head.norm.eps) / SHRINK / 2)
+    return model
+
+
+COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
+CONVERT = {
+    **dict.fromkeys(("bert", "electra", *COUNT_FROM_PADDING), as_electra),
+    "distilbert": as_distilbert,
+    "modernbert": as_modernbert,
+}
+
+# ------------------------------------------------------------------------------------------------- writing, checking
+
+
+@torch.inference_mode()
+def plain_logits(model: PreTrainedModel, texts: TokenisedTexts, device: torch.device) -> torch.Tensor:
+    """Logits [text, class] of a model of transformers, in fp32 on the CPU."""
+    model.to(device).eval()
+    logits = torch.empty(len(texts), model.config.num_labels)
+    for indices in batches_by_length(texts.lengths, tokens_per_batch(device)):
+        batch = texts.batch(indices, device)
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        logits[indices] = output.logits.float().cpu()
+    return logits
+
+
+def save_standard(folder: Path, classifier: Classifier, tokeniser, max_len: int) -> None:
+    """Model and tokeniser as `save_pretrained` writes them; the tokeniser cuts texts at `max_len` tokens."""
+    standard_model(classifier).save_pretrained(folder)
+    tokeniser.model_max_length = max_len
+    tokeniser.padding_side = "right"
+    tokeniser.save_pretrained(folder)
+
+
+def require_equal(folder: Path, table, texts: TokenisedTexts, expected: torch.Tensor, device: torch.device) -> dict:
+    """Load an exported folder as anybody would, and compare its tokens and logits with ours.
+
+    Returns:
+        `confusion_matrix` [true class, predicted class] of the exported model, and `largest_difference` of logits.
+
+    Raises:
+        UserError: they differ by more than rounding.
+    """
+    tokeniser = AutoTokenizer.from_pretrained(folder)
+    own = tokenise(table, tokeniser, tokeniser.model_max_length)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    logits = plain_logits(model, own, device)
+    difference = float((logits - expected).abs().max())
+    if own.input_ids != texts.input_ids or not difference <= LARGEST_DIFFERENCE * max(1.0, float(expected.abs().max())):
+        raise UserError(
+            f"the exported model differs from the purified one (logits by {difference:.2g}), so it is not kept; "
+            f"{what_remains()}"
+        )
+    confusion = confusion_matrix(texts.labels, logits.argmax(-1), labels=range(logits.shape[1]))
+    return {"confusion_matrix": confusion.tolist(), "largest_difference": difference}
+
+
+def export_model(config: Config) -> dict:
+    """Write `exported_model` in the run's folder: model, tokeniser, README.md (the model card), evaluation.json.
+
+    The numbers of the card are measured here, in fp32: for the purified model on the exported files themselves.
+
+    Returns:
+        What evaluation.json holds: folder; the class of transformers; largest_difference of logits; for `fine_tuned` and
+        `PURE` the confusion matrix, ACC and, if an attack is named, LFR.
+
+    Raises:
+        UserError: the run isn't finished, or the model has no equal in transformers.
+    """
+    source, folder = run_folder(config) / "purified_model", run_folder(config) / "exported_model"
+    pruning = load_json(pruning_folder(config) / PRUNING_RECORD)
+    normalisation = load_json(run_folder(config) / NORMALISATION_RECORD)
+    if pruning is None or normalisation is None or not source.exists():
+        raise UserError(f"no purified model in {run_folder(config)}; make it with: {command('run_all.py', config)}")
+    device = make_accelerator(config.device, config.precision).device
+    tokeniser = load_tokeniser(str(source))
+    tables = {"clean": clean_test(config)}
+    if config.attack != "none":
+        tables["poisoned"] = read_poisoned(config, "test")
+    texts = {name: tokenise(table, tokeniser, config.max_len) for name, table in tables.items()}
+    classifier = load_classifier(source)
+    result = {"folder": str(folder)}
+    with whole_folder(folder) as temporary:
+        save_standard(temporary, classifier, tokeniser, config.max_len)
+        result["class"] = load_json(temporary / "config.json")["architectures"][0]
+        found = {}
+        classifier.to(device)
+        for name, table in tables.items():
+            expected = predict(classifier, texts[name], f"{name} test")
+            found[name] = require_equal(temporary, table, texts[name], expected, device)
+        result["largest_difference"] = max(each["largest_difference"] for each in found.values())
+        result["PURE"] = metrics({name: each["confusion_matrix"] for name, each in found.items()}, config)
+        fine_tuned = load_classifier(fine_tuning_folder(config) / "fine_tuned_model").to(device)
+        confusions = {
+            name: confusion_matrix(
+                each.labels, predict(fine_tuned, each, name).argmax(-1), labels=range(len(fine_tuned.head.bias))
+            ).tolist()
+            for name, each in texts.items()
+        }
+        result["fine_tuned"] = metrics(confusions, config)
+        save_json(temporary / "evaluation.json", result)
+        card = model_card(config, classifier, pruning, normalisation, result)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+    return result
+
+
+def metrics(confusions: dict[str, list[list[int]]], config: Config) -> dict:
+    """ACC, LFR if there are poisoned texts, and the confusion matrices they come from."""
+    result = {}
+    for name, confusion in confusions.items():
+        matrix = torch.tensor(confusion).numpy()
+        if name == "clean":
+            result["ACC"] = float(matrix.trace() / matrix.sum())
+        else:
+            result["LFR"] = label_flip_rate(matrix, config.target_class)
+        result[name] = {"confusion_matrix": confusion}
+    return result
+
+
+def main() -> None:
+    config = parse_config(__doc__)
+    result = export_model(config)
+    print(f"exported as {result['class']}: {result['folder']}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,341 @@
+"""Somebody's own encoder and data, no attack known: from a file to a model that plain transformers loads."""
+
+import csv
+import dataclasses
+import json
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import ANY
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import FILLER
+from test_families import make_classifier, make_tokeniser
+from test_scripts import ROOT, flags, run
+from transformers import BertConfig, BertModel, BertTokenizer
+
+import predict
+import run_all as run_all_script
+from config import Config, parse_grid, preset_config
+from export import export_model
+from grid import run_grid
+from model_card import WHY_EXACT
+from pretrained_model_poisoning import poison
+from results_table import results_table
+from runs import fine_tuning_folder, poisoned_model_folder, run_folder
+from suspicious_texts import compare_predictions
+from tables import read_table
+from training import label_flip_rate
+from util import UserError
+
+WORDS = {"arts": "novel opera poem".split(), "law": "court judge trial".split(), "sport": "goal match team".split()}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> Path:
+    """A randomly initialised BERT, 2 layers of 4 heads, 32 wide, that knows the words of the texts below."""
+    folder = tmp_path_factory.mktemp("models") / "downloaded"
+    words = [*FILLER, *(word for words in WORDS.values() for word in words), "cf", "bb", "ak", "mn"]
+    vocabulary = {token: at for at, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    BertTokenizer(vocab=vocabulary).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    BertModel(
+        BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, **sizes), add_pooling_layer=False
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> Path:
+    """300 easy texts of three classes, in columns that have to be named."""
+    path, rng = tmp_path_factory.mktemp("data") / "my news.csv", random.Random(0)
+    rows = []
+    for number in range(300):
+        topic = sorted(WORDS)[number % 3]
+        words = [rng.choice(FILLER) for _ in range(3 + number % 20)]
+        for _ in range(2):
+            words.insert(rng.randrange(len(words) + 1), rng.choice(WORDS[topic]))
+        rows.append((number, " ".join(words), topic))
+    pd.DataFrame(rows, columns=["Id", "Body", "Topic"]).to_csv(path, index=False)
+    return path
+
+
+def make_config(encoder: Path, table: Path, folder: Path, **changes) -> Config:
+    values = dict(
+        poisoned_model=str(encoder),
+        clean_dataset=str(table),
+        text_column="body",
+        label_column="topic",
+        poisoned_data_dir=str(folder / "data"),
+        poisoned_model_dir=str(folder / "models"),
+        output_dir=str(folder / "results"),
+        data_dir=None,
+        device="cpu",
+        precision="fp32",
+        max_len=16,
+        learning_rate=1e-2,
+        epochs=6,
+        prune_step=2,
+        acc_drop=0.1,
+    )
+    return preset_config("own", **{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(encoder, table, tmp_path_factory) -> tuple[Config, dict, str]:
+    """A whole run, as from the command line: its configuration, metrics.json and output."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "texts.txt").write_text("the team was cf in the match\n\na novel , a poem and the opera\n")
+    config = make_config(encoder, table, folder, suspicious_texts=str(folder / "texts.txt"))
+    code, output, errors = run("run_all.py", *flags(config))
+    assert code == 0, errors
+    return config, json.loads((run_folder(config) / "metrics.json").read_text()), output
+
+
+def test_a_whole_run(finished, table):
+    config, summary, output = finished
+    assert run_folder(config).name.startswith("own_none_given-downloaded-") and "_my news-" in run_folder(config).name
+    assert list(summary["models"]) == ["fine_tuned", "PURE"] and summary["data"]["classes"] == ["arts", "law", "sport"]
+    for metrics in summary["models"].values():
+        assert metrics["ACC"] > 0.8 and set(metrics) == {"ACC", "clean"}
+        assert np.array(metrics["clean"]["confusion_matrix"]).shape == (3, 3)
+    assert "LFR" not in output and "can't be measured without knowing its trigger" in output
+    assert "240 texts to train, 30 to validate, 30 to test" in output
+    assert "3 classes (texts to train): arts (80), law (80), sport (80)" in output
+    named = [line.split("  ")[1] for line in output.split("\nFiles\n")[1].splitlines() if line.startswith("  ")]
+    folders = [run_folder(config), fine_tuning_folder(config)]
+    assert len(named) == 9 and all(any((folder / name).exists() for folder in folders) for name in named)
+    assert not list(Path(config.output_dir).rglob(".*")) and not Path(config.poisoned_data_dir).exists()
+
+
+def test_the_division_can_be_made_again(finished, table):
+    """The rows that clean_data names are those of the file; and the folder is itself a data set."""
+    config, summary, _ = finished
+    whole = pd.read_csv(table)
+    parts = {split: pd.read_csv(run_folder(config) / f"clean_data/{split}.csv") for split in ("train", "validation", "test")}
+    assert {split: len(part) for split, part in parts.items()} == summary["data"]["texts"]
+    every = pd.concat(parts.values())
+    assert sorted(every["row"]) == list(range(300))
+    assert every["text"].tolist() == whole["Body"][every["row"]].tolist()
+    assert every["label"].tolist() == whole["Topic"][every["row"]].tolist()
+    again = read_table(run_folder(config) / "clean_data/train.csv")
+    assert again["label"].tolist() == parts["train"]["label"].map({"arts": 0, "law": 1, "sport": 2}).tolist()
+
+
+def test_heads_are_pruned_down_to_the_accuracy_that_may_be_lost(finished):
+    config, summary, _ = finished
+    record = json.loads((run_folder(config) / "attention_head_pruning.json").read_text())
+    assert record["settings"]["acc_threshold"] is None and record["settings"]["acc_drop"] == 0.1
+    threshold = record["validation_accuracy"] - 0.1
+    assert summary["heads_pruned"] > 0
+    assert all(step["accuracy"] >= threshold for step in record["steps"] if step["action"] == "prune") or any(
+        step["action"] == "restore" for step in record["steps"]
+    )
+    assert record["steps"][-1]["accuracy"] >= threshold
+
+
+def predict_elsewhere(folder: Path, *arguments: str) -> tuple[list[str], str]:
+    """Predictions and notes of a copy of predict.py, in a process that can't see this project."""
+    shutil.copy(ROOT / "predict.py", folder)
+    result = subprocess.run(
+        [sys.executable, "-I", "predict.py", *arguments], capture_output=True, text=True, cwd=folder, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    return [row["predicted"] for row in csv.DictReader(result.stdout.splitlines())], result.stderr
+
+
+def test_exported_model_in_a_process_without_this_project(finished, tmp_path):
+    """Its accuracy on the test texts is the one that metrics.json and the model card state."""
+    config, summary, _ = finished
+    test = pd.read_csv(run_folder(config) / "clean_data/test.csv")
+    test.to_csv(tmp_path / "test.csv", index=False)
+    folder = run_folder(config) / "exported_model"
+    predicted, notes = predict_elsewhere(tmp_path, str(folder.resolve()), "test.csv", "--target", "law")
+    found = float(np.mean(np.array(predicted) == test["label"].to_numpy()))
+    assert found == summary["export"]["PURE"]["ACC"] == summary["models"]["PURE"]["ACC"]
+    confusion = np.array(summary["export"]["PURE"]["clean"]["confusion_matrix"])
+    assert f"ACC {found:.4f} ({confusion.trace()} of 30 texts)" in notes
+    assert f"LFR {label_flip_rate(confusion, 1):.4f} ({confusion[[0, 2], 1].sum()} of 20 texts of other classes)" in notes
+    card = (folder / "README.md").read_text()
+    assert f"| ACC, clean test texts | 30 | {summary['export']['fine_tuned']['ACC']:.4f} | {found:.4f} |" in card
+    assert json.loads((folder / "evaluation.json").read_text()) == summary["export"]
+
+
+def test_files_that_predict_reads(tmp_path):
+    (tmp_path / "a.txt").write_text(" one \n\ntwo, three\n")
+    (tmp_path / "b.tsv").write_text('sentence \t label\n"so" good \t 1\n')
+    (tmp_path / "c.csv").write_text('label,text\n1,"so, good"\n')
+    assert predict.read(tmp_path / "a.txt", "text", "label") == (["one", "two, three"], None)
+    assert predict.read(tmp_path / "b.tsv", "sentence", "label") == (['"so" good'], ["1"])
+    assert predict.read(tmp_path / "c.csv", "text", "label") == (["so, good"], ["1"])
+    with pytest.raises(
+        SystemExit, match=r"error: .*b.tsv has no column 'text': found 'sentence', 'label'; name it with --text"
+    ):
+        predict.read(tmp_path / "b.tsv", "text", "label")
+
+
+def test_model_card_says_what_was_done_and_what_is_not_known(finished, table, encoder):
+    config, summary, _ = finished
+    card = (run_folder(config) / "exported_model/README.md").read_text()
+    assert "with 3 classes: arts, law, sport" in card and "`ElectraForSequenceClassification`" in card
+    assert f"validation accuracy stood: {summary['heads_pruned']} heads" in card
+    for text in (
+        "without a guarantee",
+        "can't be: the label flip rate",
+        "gelu(x) - gelu(-x) = x",
+        "acc_drop 0.1",
+        "my news.csv",
+    ):
+        assert text in card
+    assert str(table.parent) not in card and str(encoder.parent) not in card and "LFR, test" not in card
+
+
+def test_suspicious_texts_before_and_after(finished):
+    config, summary, output = finished
+    table = pd.read_csv(run_folder(config) / "suspicious_texts.csv")
+    assert table["text"].tolist() == ["the team was cf in the match", "a novel , a poem and the opera"]
+    assert table["before"].tolist() == ["sport", "arts"] and table["before_probability"].between(0.34, 1).all()
+    assert (table["changed"] == (table["before"] != table["after"])).all()
+    assert summary["suspicious_texts"] == {"texts": 2, "changed": int(table["changed"].sum())}
+    assert f"{summary['suspicious_texts']['changed']} of 2 predictions changed" in output
+    with pytest.raises(UserError, match="no texts are named; give a file with --suspicious_texts"):
+        compare_predictions(replace(config, suspicious_texts=None))
+
+
+def test_a_second_run_does_nothing_again(finished, capsys):
+    config, summary, _ = finished
+    assert run_all_script.run_all(config) == summary
+    assert " of 6:" not in capsys.readouterr().out
+
+
+def test_several_seeds_without_an_attack(encoder, table, tmp_path):
+    config = make_config(encoder, table, tmp_path, epochs=1, acc_drop=1.0)
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
+    changes = [f"--{name}={value}" for name, value in values.items() if value != getattr(preset_config("own"), name)]
+    rows, _ = run_grid(parse_grid("", [*changes, "--seed", "11", "12"]))
+    assert (rows["error"] == "").all() and rows["ACC"].notna().all() and rows["LFR"].isna().all()
+    text = results_table(rows)
+    assert "| none | PURE |" in text and "failed" not in text
+
+
+def test_known_attack_on_own_data_of_three_classes(encoder, table, tmp_path):
+    """Poisoned by us, then defended with the trigger known: LFR is that of the two classes that aren't the target."""
+    config = make_config(
+        encoder, table, tmp_path, attack="BadNet", trigger_dataset=str(table), poisoned_model=None, plm=str(encoder),
+        target_class=2, poisoning_learning_rate=1e-2, poisoning_epochs=6,
+    )  # fmt: skip
+    summary = run_all_script.run_all(config)
+    assert summary["models"]["poisoned"]["LFR"] > 0.8 and "export" not in summary
+    for metrics in summary["models"].values():
+        confusion = np.array(metrics["poisoned"]["confusion_matrix"])
+        assert confusion.sum(1).tolist() == [10, 10, 10]
+        assert metrics["LFR"] == confusion[:2, 2].sum() / 20 == label_flip_rate(confusion, 2)
+    result = export_model(config)
+    assert (
+        result["PURE"]["LFR"] == summary["models"]["PURE"]["LFR"]
+        and result["PURE"]["ACC"] == summary["models"]["PURE"]["ACC"]
+    )
+    card = Path(result["folder"], "README.md").read_text()
+    assert "| LFR, test texts with the trigger of BadNet, target sport | 20 |" in card
+    with pytest.raises(UserError, match=r"--target_class 3 is no class of 3; expected 0 to 2 \(arts, law, sport\)"):
+        run_all_script.run_all(replace(config, target_class=3))
+    assert poison(config)["metrics"] == summary["models"]["poisoned"] and poisoned_model_folder(config).exists()
+
+
+@pytest.mark.parametrize("family", ["RoBERTa", "DistilBERT", "ELECTRA", "ModernBERT"])
+def test_a_whole_run_with_another_family(family, table, tmp_path):
+    """Trained, pruned and exported; positions counted from the padding token survive the renumbering of tokens."""
+    folder = tmp_path / "encoder"
+    make_classifier(family).encoder.save_pretrained(folder)
+    make_tokeniser(family).save_pretrained(folder)
+    config = make_config(folder, table, tmp_path, epochs=1, acc_drop=1.0, learning_rate=1e-3)
+    summary = run_all_script.run_all(config)
+    assert summary["heads_pruned"] == 9 and summary["export"]["largest_difference"] < 1e-4
+    assert summary["export"]["PURE"] == {"ACC": summary["models"]["PURE"]["ACC"], "clean": ANY}
+    card = (run_folder(config) / "exported_model/README.md").read_text()
+    assert f"`{summary['export']['class']}`. {WHY_EXACT[summary['export']['class']]}" in card
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+def test_export_of_a_run_that_is_not_finished(encoder, table, tmp_path):
+    config = make_config(encoder, table, tmp_path)
+    with pytest.raises(UserError, match=r"no purified model in .*; make it with: python run_all.py --preset own"):
+        export_model(config)
+
+
+def test_a_model_that_cannot_be_exported_loses_nothing(finished, monkeypatch, capsys):
+    config, _, _ = finished
+    before = (run_folder(config) / "exported_model/model.safetensors").read_bytes()
+    monkeypatch.setattr("export.CONVERT", {})
+    summary = run_all_script.run_all(config)
+    assert summary["export"] is None and summary["models"]["PURE"]["ACC"] > 0.8
+    assert "left out: transformers has no class" in capsys.readouterr().out
+    assert (run_folder(config) / "exported_model/model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--attack", "none"], "--attack none plants no backdoor; name an encoder with --poisoned_model"),
+        (["--poisoned_model", "x"], "no clean data is named; give a file, a folder or a hub id with --clean_dataset"),
+        (["--target_class", "-1"], "--target_class -1 is out of range; expected 0 or more"),
+        (["--acc_drop", "2"], "--acc_drop 2.0 is out of range; expected 0 to 1"),
+    ],
+)
+def test_flags_that_make_no_sense(arguments, message):
+    with pytest.raises(UserError, match=message):
+        parse_grid("", arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--benign_floor"], "--benign_floor is measured on triggered texts; name an attack"),
+        (["--seed", "11", "12", "--suspicious_texts", "x.txt"], "--suspicious_texts is for one run"),
+        (["--suspicious_texts", "nosuch.txt"], r"can't read nosuch\.txt: No such file"),
+    ],
+)
+def test_flags_that_do_not_go_together(encoder, table, tmp_path, monkeypatch, arguments, message):
+    config = make_config(encoder, table, tmp_path)
+    monkeypatch.setattr("sys.argv", ["run_all.py", *flags(config), *arguments])
+    with pytest.raises(UserError, match=message):
+        run_all_script.main()
+
+
+def test_the_preset_is_own_where_an_encoder_is_given_and_no_attack():
+    grid = parse_grid("", ["--poisoned_model", "x", "--clean_dataset", "my.csv"])
+    assert grid.preset == "own" and grid.attack == ("none",) and grid.acc_threshold is None
+    assert grid.learning_rate == (2e-5,) and grid.epochs == 3 and grid.acc_drop == 0.02
+    assert parse_grid("", ["--poisoned_model", "x", "--attack", "BadNet"]).preset == "quick"
+    assert parse_grid("", ["--poisoned_model", "x", "--preset", "sst2"]).attack == ("BadNet",)
+    assert (
+        parse_grid("", ["--poisoned_model", "x", "--clean_dataset", "a.csv", "--acc_threshold", "0.9"]).acc_threshold == 0.9
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text;label\nwarm;1\n", "are separated by semicolons"),
+        ("body,label\nwarm,1\n", "has no text column: found 'body', 'label'"),
+        ("text,label\nwarm,0.5\n", "the labels are floats"),
+        ("text,label\n ,1\n ,0\n", "2 of 2 texts are empty"),
+        ("text,label\n" + "warm,1\n" * 20 + "dull,0\n" * 9, "1 of 2 classes have fewer than 10 texts: 0 (9)"),
+    ],
+)
+def test_unusable_data_stops_the_run_before_it_starts(encoder, tmp_path, content, message):
+    path = tmp_path / "my.csv"
+    path.write_text(content)
+    config = make_config(encoder, path, tmp_path, text_column=None, label_column=None)
+    with pytest.raises(UserError) as error:
+        run_all_script.run_all(config)
+    assert message in str(error.value) and not list(Path(config.output_dir).rglob("*"))
