@@ -242,7 +242,8 @@ def training_figure(histories: dict[str, dict]) -> Figure:
             ax.axvline(epoch * steps / len(history["seconds"]), color="0.7", linewidth=0.6, zorder=0)
         ax.set(title=title, ylabel="loss (nats)", ylim=(min(0, min(map(min, curves.values()))), None), xlim=(0, steps))
         if len(curves) > 1:
-            ax.legend(loc="upper right")
+            ax.set_ylim(top=1.4 * ax.get_ylim()[1])  # Room for the legend above the curves.
+            ax.legend(loc="upper right", ncols=len(curves), columnspacing=1, handlelength=1.2)
     ax.set(xlabel="optimiser step (grey lines: epochs)")
     return figure
 

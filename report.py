@@ -246,24 +246,22 @@ def run_table(run: Run) -> dict:
         rows.insert(0, ("poisoned", run.poisoned["metrics"], run.poisoned))
     if run.floor:
         rows.append((f"never poisoned, {run.config.defence}", run.floor, None))
-    columns, lines = ["model", "ACC", "LFR", "right", "flipped", "training (s)"], []
+    table = []
     for name, metrics, record in rows:
         confusion = np.array(metrics["clean"]["confusion_matrix"])
-        flips = None if metrics.get("LFR") is None else flipped(metrics, target)
-        line = [
-            name,
-            f"{metrics['ACC']:.3f}",
-            "-" if flips is None else f"{metrics['LFR']:.3f}",
-            f"{np.trace(confusion):,} of {confusion.sum():,}",
-            "-" if flips is None else f"{flips[0]:,} of {flips[1]:,}",
-        ]
-        lines.append([*line, f"{record['seconds']['training']:.0f}" if record else "-"])
-    note = (
-        "Right: clean texts classified rightly. Flipped: triggered texts of the other classes taken for the target class. "
-    )
+        line = {"model": name, "ACC": f"{metrics['ACC']:.3f}", "right": f"{np.trace(confusion):,} of {confusion.sum():,}"}
+        if metrics.get("LFR") is not None:
+            flips = flipped(metrics, target)
+            line |= {"LFR": f"{metrics['LFR']:.3f}", "flipped": f"{flips[0]:,} of {flips[1]:,}"}
+        table.append(line | {"training (s)": f"{record['seconds']['training']:.0f}" if record else "-"})
+    columns = [name for name in ("model", "ACC", "LFR", "right", "flipped", "training (s)") if name in table[0]]
+    note = "Right: clean texts classified rightly. "
+    if "flipped" in columns:
+        note += "Flipped: triggered texts of the other classes taken for the target class. "
     note += "Unrounded and with confusion matrices the numbers are in the run's JSON records."
     if run.poisoned:
         note = f"Poisoned: the attacker's own classifier, whose head is not released. {note}"
+    lines = [[line[name] for name in columns] for line in table]
     return {"title": "Numbers", "id": "numbers", "columns": columns, "rows": lines, "words": [], "note": note}
 
 

@@ -11,11 +11,13 @@ from config import Config
 
 CLEAR = 0.05
 """Below this p of Fisher's exact test over texts, a difference between two label flip rates is called one."""
-MEASURES = (
-    "ACC: accuracy on clean test texts; higher is better. LFR, label flip rate: share of triggered test texts of the other "
-    "classes that are taken for the attacker's target class; lower is better. FT, fine-tuning on clean data, is what one "
-    "would do without a defence."
+ACCURACY = "ACC: accuracy on clean test texts; higher is better. "
+FLIP_RATE = (
+    "LFR, label flip rate: share of triggered test texts of the other classes that are taken for the attacker's target "
+    "class; lower is better. "
 )
+FINE_TUNING = "FT, fine-tuning on clean data, is what one would do without a defence."
+MEASURES = ACCURACY + FLIP_RATE + FINE_TUNING
 
 # ------------------------------------------------------------------------------------------------------------- a run
 
@@ -66,7 +68,8 @@ def verdict(config: Config, tuned: dict, defended: dict, floor: dict | None, pru
 
 def run_notes(has_triggers: bool, has_floor: bool) -> list[str]:
     """What has to be known to read the verdict."""
-    notes = [MEASURES, "This is one run with one seed; how much another seed would change is not in it."]
+    measures = MEASURES if has_triggers else ACCURACY + FINE_TUNING
+    notes = [measures, "This is one run with one seed; how much another seed would change is not in it."]
     if has_triggers:
         notes[1] += (
             f" “Lowers” and “above” stand for p < {CLEAR:g} in Fisher's exact test over the texts, “no clear” and “not "
@@ -102,7 +105,7 @@ def pruned_heads_text(config: Config, number: int, heads: int) -> str:
 
 
 VARIANCE = (
-    "Variance Var of each head's [CLS] attention in the fine-tuned poisoned model (FT): high where [CLS] looks at few "
+    "Variance Var of each head's [CLS] attention in the fine-tuned model (FT): high where [CLS] looks at few "
     "tokens, "
     "low where it looks at all alike."
 )
