@@ -369,9 +369,8 @@ def test_without_triggered_texts_the_rest_is_shown(tiny_run):
     )
     unknown = {key: {**getattr(run, key), "metrics": metrics(0.9, None)} for key in ("fine_tuned", "defended")}
     table = run_table(replace(run, poisoned=None, **unknown))
-    assert [row[:5] for row in table["rows"]] == [
-        [name, "0.900", "-", "360 of 400", "-"] for name in ("fine-tuned (FT)", "PURE")
-    ]
+    assert table["columns"] == ["model", "ACC", "right", "training (s)"]
+    assert [row[:3] for row in table["rows"]] == [[name, "0.900", "360 of 400"] for name in ("fine-tuned (FT)", "PURE")]
 
 
 def test_a_second_report_computes_nothing_anew(tiny_run, monkeypatch):
