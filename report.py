@@ -131,8 +131,8 @@ def read_run(config: Config) -> Run:
     """
     if config.defence in ("FT", "FTH", "MEFT"):
         raise UserError(
-            f"a report is of a run with pruned heads, and --defence {config.defence} prunes none; expected PURE, prune_only "
-            "or normalise_only, each of which is shown beside FT (several defences: --csv results/grid.csv)"
+            f"a report is of a run with pruned heads, and --defence {config.defence} prunes none; expected PURE, "
+            "prune_only or normalise_only, each of which is shown beside FT (several defences: --csv results/grid.csv)"
         )
     settings = as_defence(config)
     folder = run_folder(settings)
@@ -487,8 +487,8 @@ def combine(paths: list[Path]) -> pd.DataFrame:
     if len(twice):
         cell = twice.iloc[0]
         raise UserError(
-            f"the cell {cell['attack']}, {cell['defence']}, seed {cell['seed']} is there twice, in {cell['file']} for one; "
-            "expected each cell once"
+            f"the cell {cell['attack']}, {cell['defence']}, seed {cell['seed']} is there twice, in {cell['file']} for "
+            "one; expected each cell once"
         )
     return rows
 

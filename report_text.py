@@ -73,19 +73,17 @@ def run_notes(has_triggers: bool, has_floor: bool) -> list[str]:
     if has_triggers:
         notes[1] += (
             f" “Lowers” and “above” stand for p < {CLEAR:g} in Fisher's exact test over the texts, “no clear” and “not "
-            f"clearly” for the rest."
+            "clearly” for the rest."
         )
     if has_triggers and has_floor:
         notes.append(
             "Never poisoned: the clean encoder after the same defence, on the same triggered texts. No defence can be "
-            "asked for "
-            "a lower LFR."
+            "asked for a lower LFR."
         )
     elif has_triggers:
         notes.append(
             "Not every flip is a backdoor's work: a never-poisoned encoder flips some of these texts too. That floor was "
-            "not "
-            "measured for this run; run_all.py measures it with --benign_floor."
+            "not measured for this run; run_all.py measures it with --benign_floor."
         )
     return notes
 
@@ -105,9 +103,8 @@ def pruned_heads_text(config: Config, number: int, heads: int) -> str:
 
 
 VARIANCE = (
-    "Variance Var of each head's [CLS] attention in the fine-tuned model (FT): high where [CLS] looks at few "
-    "tokens, "
-    "low where it looks at all alike."
+    "Variance Var of each head's [CLS] attention in the fine-tuned model (FT): high where [CLS] looks at few tokens, low "
+    "where it looks at all alike."
 )
 
 
@@ -146,17 +143,16 @@ def trajectory_caption(
     )
     if any(step["action"] == "restore" for step in steps):
         text += (
-            f"The first group that brings it below the threshold of {threshold:.3g} is given back head by head "
-            "until it "
+            f"The first group that brings it below the threshold of {threshold:.3g} is given back head by head until it "
             "is at the threshold again."
         )
     else:
         text += f"It never fell below the threshold of {threshold:.3g}, so that each layer was left with one head."
     if flip_rates:
         text += (
-            f" Below, for analysis only, the LFR of the same models on {triggered_texts:,} triggered test texts, which the "
-            f"defender can't see: {flip_rates[0]:.3f} at first, {flip_rates[-1]:.3f} at the end of the search. The second "
-            "fine-tuning comes after that."
+            f" Below, for analysis only, the LFR of the same models on {triggered_texts:,} triggered test texts, which "
+            f"the defender can't see: {flip_rates[0]:.3f} at first, {flip_rates[-1]:.3f} at the end of the search. The "
+            "second fine-tuning comes after that."
         )
     return text
 
@@ -175,14 +171,13 @@ def attention_caption(sentence: str, described: str, marked: list[bool], attenti
     """Of the attention to one sentence; attention is name to [layer, token]."""
     text = (
         f"Attention of [CLS] to each token of “{sentence}” by layer, mean over the layer's remaining heads; n = 1 "
-        "sentence, one "
-        f"colour scale. Marked: {described}. "
+        f"sentence, one colour scale. Marked: {described}. "
     )
     if any(marked):
         shares = [f"{values[:, marked].sum(1).mean():.0%}" for values in attention.values()]
         text += (
-            f"Mean over layers, it is given {shares[0]} of the attention in the released encoder, {shares[1]} after FT and "
-            f"{shares[2]} after the defence. "
+            f"Mean over layers, it is given {shares[0]} of the attention in the released encoder, {shares[1]} after FT "
+            f"and {shares[2]} after the defence. "
         )
     return text + "The titles say what each classifier answers; the released encoder has no classification head."
 
@@ -191,10 +186,8 @@ def layers_caption(kept: list[int], validation_texts: int) -> str:
     """Of v and w; kept is the number of heads left in each layer."""
     return (
         "Left: variance v of each layer's [CLS] attention in the pruned fine-tuned model, mean over the clean validation "
-        "texts "
-        f"{of_texts(validation_texts)} and the layer's remaining heads ({', '.join(map(str, kept))}). Right: weight w "
-        "that this "
-        "gives the layer in the attention penalty; the highest v gives 0, the lowest gives 1."
+        f"texts {of_texts(validation_texts)} and the layer's remaining heads ({', '.join(map(str, kept))}). Right: weight "
+        "w that this gives the layer in the attention penalty; the highest v gives 0, the lowest gives 1."
     )
 
 
@@ -203,8 +196,7 @@ def training_caption(batch_size: int, windows: list[int]) -> str:
     return (
         f"Loss of every fine-tuning. Faint: each optimiser step, a batch of {batch_size} texts. Thick: running mean over "
         f"{', '.join(map(str, windows))} steps (from the top). In attention normalisation the loss is the sum of "
-        "cross-entropy "
-        "and attention penalty, its coefficient included."
+        "cross-entropy and attention penalty, its coefficient included."
     )
 
 
@@ -217,8 +209,8 @@ def grid_caption(has_floor: bool) -> str:
     if has_floor:
         floor = "Black lines: benign floor, mean LFR of a never-poisoned encoder after the same defence on the same texts."
     return (
-        "Large marks: mean over seeds. Bars: standard deviation over seeds, none for one seed. Dots: each seed. "
-        f"{floor} Low LFR and high ACC are good; the axis of ACC doesn't begin at 0."
+        f"Large marks: mean over seeds. Bars: standard deviation over seeds, none for one seed. Dots: each seed. {floor} "
+        "Low LFR and high ACC are good; the axis of ACC doesn't begin at 0."
     )
 
 
@@ -263,7 +255,6 @@ def grid_verdict(cells: pd.DataFrame, failed: int, rows: int) -> list[str]:
         about = f" ({', '.join(lfr)})" if lfr else ""
         sentences.append(
             f"{attack}: {names} the lowest mean LFR{among}, {first['LFR']:.3f}{about}, at an ACC of "
-            f"{first['ACC']:.3f}{acc}; "
-            f"{seeds} each."
+            f"{first['ACC']:.3f}{acc}; {seeds} each."
         )
     return [*sentences, f"{failed} of {rows} cells failed."] if failed else sentences
