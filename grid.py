@@ -19,7 +19,7 @@ from attention_head_pruning import prune_heads
 from attention_normalization import RECORD as NORMALISATION_RECORD
 from attention_normalization import normalise_attention
 from classifier import load_classifier
-from config import Config, Grid
+from config import NOT_SETTINGS, Config, Grid
 from Data.make_poisoned_data import make_poisoned_data
 from defence_baselines import fine_tune_baseline
 from defender import load_defender_inputs
@@ -161,7 +161,12 @@ def run_grid(grid: Grid) -> tuple[pd.DataFrame, Path]:
     for number, config in enumerate(cells, 1):
         name = f"[{number} of {len(cells)}] {cell_name(config, grid)}"
         print(name, flush=True)
-        settings = {key: settings_text(value) for key, value in dataclasses.asdict(config).items() if key != "overwrite"}
+        # Where files are on this machine is no part of a result.
+        settings = {
+            key: settings_text(value)
+            for key, value in dataclasses.asdict(config).items()
+            if key in ("defence", "device") or key not in NOT_SETTINGS
+        }
         try:
             row = {**settings, **run_cell(config), "error": ""}
             outcome = f"ACC {row['ACC']:.3f}" + ("" if config.attack == "none" else f", LFR {row['LFR']:.3f}")
