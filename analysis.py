@@ -15,14 +15,12 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
-from attention_head_pruning import as_heads, head_variance
+from attention_head_pruning import as_heads, head_variance, predict_without
 from batching import TokenisedTexts, tokenise
 from classifier import Classifier, load_classifier, load_encoder
 from config import Config
-from layer_cache import LayerCache
 from runs import POISONED_DATA
 from text_data import fingerprint_texts
-from training import predict
 from util import UserError, load_json, save_json
 
 RECORD = "report.json"
@@ -76,15 +74,12 @@ def flip_rates_along(
     classifier: Classifier, triggered: TokenisedTexts, steps: list[dict], target_class: int, accelerator: Accelerator
 ) -> list[float]:
     """LFR before anything is pruned and after each step of the search; the classifier is left with those heads pruned."""
-    cache = LayerCache(classifier, int(triggered.lengths.sum()))
+    predicted = predict_without(classifier, triggered, accelerator)
     num_layers, pruned, rates = len(classifier.attention.num_heads), [], []
     for step in [{"action": "prune", "heads": []}, *steps]:
         heads = [tuple(head) for head in step["heads"]]
         pruned = pruned + heads if step["action"] == "prune" else [head for head in pruned if head not in heads]
-        classifier.attention.pruned = as_heads(pruned, num_layers)
-        with cache.passing():
-            predicted = predict(classifier, triggered, f"LFR, {len(pruned)} heads pruned", accelerator).argmax(-1)
-        rates.append(float((predicted == target_class).double().mean()))
+        rates.append(float((predicted(as_heads(pruned, num_layers)) == target_class).double().mean()))
     return rates
 
 

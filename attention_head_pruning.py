@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
+from sklearn.metrics import accuracy_score
 from torch import nn
 from tqdm import tqdm
 
@@ -24,7 +25,7 @@ from defence_baselines import fine_tune_baseline
 from defender import DefenderInputs, load_defender_inputs
 from layer_cache import LayerCache
 from runs import DEFENCE_FIELDS, PRUNING_FIELDS, command, fine_tuning_folder, pruning_folder, stage_settings
-from training import accuracy
+from training import predict
 from util import UserError, finished_stage, load_json, make_accelerator, run_script, save_json
 
 RECORD = "attention_head_pruning.json"
@@ -96,16 +97,24 @@ def pruning_score(criterion: str, classifier: Classifier, texts: TokenisedTexts,
     return -variance if criterion == "highest_variance" else variance
 
 
-def accuracy_without(classifier: Classifier, texts: TokenisedTexts, accelerator: Accelerator) -> Callable[[Heads], float]:
-    """A function from pruned heads to accuracy on `texts`; it leaves those heads pruned."""
+def predict_without(
+    classifier: Classifier, texts: TokenisedTexts, accelerator: Accelerator
+) -> Callable[[Heads], torch.Tensor]:
+    """A function from pruned heads to the predicted classes of `texts`, [text]; it leaves those heads pruned."""
     cache = LayerCache(classifier, int(texts.lengths.sum()))
 
-    def measure_accuracy(pruned: Heads) -> float:
+    def predicted(pruned: Heads) -> torch.Tensor:
         classifier.attention.pruned = pruned
         with cache.passing():
-            return accuracy(classifier, texts, f"{sum(map(len, pruned.values()))} heads pruned", accelerator)
+            return predict(classifier, texts, f"{sum(map(len, pruned.values()))} heads pruned", accelerator).argmax(-1)
 
-    return measure_accuracy
+    return predicted
+
+
+def accuracy_without(classifier: Classifier, texts: TokenisedTexts, accelerator: Accelerator) -> Callable[[Heads], float]:
+    """A function from pruned heads to accuracy on `texts`; it leaves those heads pruned."""
+    predicted = predict_without(classifier, texts, accelerator)
+    return lambda pruned: float(accuracy_score(texts.labels, predicted(pruned)))
 
 
 def search_heads(
@@ -168,6 +177,11 @@ def layer_variance(classifier: Classifier, texts: TokenisedTexts, max_len: int) 
     return [float(variance[layer][kept[layer]].mean()) for layer in range(len(variance))]
 
 
+def accuracy_to_keep(validation_accuracy: float, acc_threshold: float | None, acc_drop: float | None) -> float:
+    """The validation accuracy that the search keeps: the threshold, or the fine-tuned model's less `acc_drop`."""
+    return validation_accuracy - acc_drop if acc_threshold is None else acc_threshold
+
+
 def pruning_settings(config: Config, inputs: DefenderInputs, accelerator: Accelerator) -> dict:
     """All that the pruned heads depend on."""
     unused = "acc_drop" if config.acc_threshold is not None else None
@@ -213,7 +227,7 @@ def prune_heads(config: Config) -> dict:
         return finished
 
     validation_accuracy = fine_tuned["validation_accuracy"]
-    acc_threshold = validation_accuracy - config.acc_drop if config.acc_threshold is None else config.acc_threshold
+    acc_threshold = accuracy_to_keep(validation_accuracy, config.acc_threshold, config.acc_drop)
     prunes = config.pruning_criterion != "none"
     if prunes and validation_accuracy < acc_threshold:
         raise UserError(

@@ -38,6 +38,7 @@ from cls_attention import Heads
 from config import Config, preset_config
 from environment import processor_name
 from published_way import (
+    COEFFICIENT,
     WEIGHTS,
     Published,
     padded_batch,
@@ -90,7 +91,7 @@ def our_search(classifier: Classifier, texts: TokenisedTexts, config: Config, pr
 
 def our_objective(classifier: Classifier, penalty: bool) -> Callable:
     layers = len(classifier.attention.num_heads)
-    pure = partial(pure_objective, attention=classifier.attention, weights=[WEIGHTS] * layers, coefficient=0.15)
+    pure = partial(pure_objective, attention=classifier.attention, weights=[WEIGHTS] * layers, coefficient=COEFFICIENT)
     return pure if penalty else cross_entropy
 
 

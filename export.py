@@ -36,7 +36,7 @@ from config import Config, parse_config
 from model_card import model_card
 from runs import command, fine_tuning_folder, pruning_folder, read_poisoned, run_folder
 from text_data import clean_test
-from training import label_flip_rate, predict
+from training import measure, metrics_of, predict
 from util import UserError, load_json, make_accelerator, run_script, save_json, whole_folder
 
 LARGEST_DIFFERENCE = 1e-4
@@ -194,7 +194,7 @@ def require_equal(folder: Path, table, texts: TokenisedTexts, expected: torch.Te
             f"{what_remains()}"
         )
     confusion = confusion_matrix(texts.labels, logits.argmax(-1), labels=range(logits.shape[1]))
-    return {"confusion_matrix": confusion.tolist(), "largest_difference": difference}
+    return {"confusion_matrix": confusion, "largest_difference": difference}
 
 
 def export_model(config: Config) -> dict:
@@ -231,31 +231,13 @@ def export_model(config: Config) -> dict:
             expected = predict(classifier, texts[name], f"{name} test")
             found[name] = require_equal(temporary, table, texts[name], expected, device)
         result["largest_difference"] = max(each["largest_difference"] for each in found.values())
-        result["PURE"] = metrics({name: each["confusion_matrix"] for name, each in found.items()}, config)
+        confusions = {name: each["confusion_matrix"] for name, each in found.items()}
+        result["PURE"] = metrics_of(confusions, config.target_class)
         fine_tuned = load_classifier(fine_tuning_folder(config) / "fine_tuned_model").to(device)
-        confusions = {
-            name: confusion_matrix(
-                each.labels, predict(fine_tuned, each, name).argmax(-1), labels=range(len(fine_tuned.head.bias))
-            ).tolist()
-            for name, each in texts.items()
-        }
-        result["fine_tuned"] = metrics(confusions, config)
+        result["fine_tuned"] = measure(fine_tuned, texts["clean"], texts.get("poisoned"), config.target_class)
         save_json(temporary / "evaluation.json", result)
         card = model_card(config, classifier, pruning, normalisation, result)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-    return result
-
-
-def metrics(confusions: dict[str, list[list[int]]], config: Config) -> dict:
-    """ACC, LFR if there are poisoned texts, and the confusion matrices they come from."""
-    result = {}
-    for name, confusion in confusions.items():
-        matrix = torch.tensor(confusion).numpy()
-        if name == "clean":
-            result["ACC"] = float(matrix.trace() / matrix.sum())
-        else:
-            result["LFR"] = label_flip_rate(matrix, config.target_class)
-        result[name] = {"confusion_matrix": confusion}
     return result
 
 

@@ -24,6 +24,9 @@ from config import Config
 WEIGHTS = 0.5
 """w_l of every layer in the attention penalty: its value changes nothing about the time."""
 
+COEFFICIENT = 0.15
+"""lambda of the attention penalty (published code)."""
+
 
 class Published(nn.Module):
     """The classifier as published: eager attention, all of which is returned; the weights are those of ours."""
@@ -59,7 +62,7 @@ def published_loss(model: Published, batch: dict, penalty: bool, attention: ClsA
     loss = nn.functional.cross_entropy(logits, batch["labels"])
     if penalty:
         rows = [layer[:, :, 0] for layer in attentions]
-        loss = loss + 0.15 * attention_penalty(rows, attention, [WEIGHTS] * len(rows))
+        loss = loss + COEFFICIENT * attention_penalty(rows, attention, [WEIGHTS] * len(rows))
     return loss
 
 

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 from analysis import RECORD, analyse, choose_demonstration
 from attention_head_pruning import RECORD as PRUNING_RECORD
+from attention_head_pruning import accuracy_to_keep
 from attention_normalization import RECORD as NORMALISATION_RECORD
 from classifier import load_tokeniser, resolve_plm
 from config import NOT_SETTINGS, PRESETS, SWEPT, UNUSED, Config, check_ranges, parse, preset_config
@@ -78,7 +79,7 @@ from runs import (
     run_folder,
 )
 from text_data import clean_test, defender_splits, fingerprint_texts
-from util import UserError, load_json, make_accelerator, run_script, whole_folder, write_whole
+from util import ARITHMETIC, UserError, load_json, make_accelerator, run_script, whole_folder, write_whole
 
 PAGE = "report.html"
 NUMBERING = " Layers and heads are numbered from 0, as in the JSON records."
@@ -276,13 +277,6 @@ def training_histories(run: Run) -> dict[str, dict]:
     return poisoning | {titles[name]: history for name, history in phases.items()}
 
 
-def kept_accuracy(pruning: dict) -> float:
-    """The validation accuracy that the search had to keep."""
-    settings = pruning["settings"]
-    threshold = settings["acc_threshold"]
-    return pruning["validation_accuracy"] - settings["acc_drop"] if threshold is None else threshold
-
-
 def run_figures(run: Run, computed: dict, marked: str, validation_texts: int) -> Figures:
     """Every figure that a run has the numbers for.
 
@@ -310,7 +304,8 @@ def run_figures(run: Run, computed: dict, marked: str, validation_texts: int) ->
     if pruning["steps"]:
         rates = effect["flip_rates"] if effect else None
         texts = effect["settings"]["texts"]["triggered"] if effect else 0
-        threshold = kept_accuracy(pruning)
+        settings = pruning["settings"]
+        threshold = accuracy_to_keep(pruning["validation_accuracy"], settings["acc_threshold"], settings.get("acc_drop"))
         figures["pruning_trajectory"] = (
             trajectory_figure(pruning["validation_accuracy"], pruning["steps"], threshold, rates, validation_texts, texts),
             "The search for heads to prune",
@@ -373,7 +368,7 @@ def where_made(run: Run) -> list[tuple[str, list[tuple[str, object]]]]:
     for name, record in stages.items():
         if record:
             known = record.get("environment") or {"environment": "not in this stage's record"}
-            arithmetic = {"bf16": "bf16 autocast", "no": "fp32"}.get(record["settings"]["mixed_precision"], "unknown")
+            arithmetic = ARITHMETIC.get(record["settings"]["mixed_precision"], "unknown")
             made.setdefault((("training in", arithmetic), *known.items()), []).append(name)
     return [(f"Versions and hardware of {', '.join(names)}", list(rows)) for rows, names in made.items()]
 

@@ -37,7 +37,7 @@ from suspicious_texts import compare_predictions, print_comparison
 from tables import read_texts
 from text_data import class_names, clean_test, defender_splits
 from training import rates
-from util import UserError, make_accelerator, require_writable, run_script, save_json, whole_folder
+from util import ARITHMETIC, UserError, make_accelerator, require_writable, run_script, save_json, whole_folder
 
 TRIGGER = {
     "RareWord": "copies {share:.0%} of the texts of the other class with one of the words {words} put in",
@@ -60,7 +60,7 @@ def run_all(config: Config) -> dict:
     require_writable(config.output_dir)
     if config.suspicious_texts:
         read_texts(Path(config.suspicious_texts), config.text_column)
-    arithmetic = {"bf16": "bf16 autocast", "no": "fp32"}[accelerator.mixed_precision]
+    arithmetic = ARITHMETIC[accelerator.mixed_precision]
     what = "without a known attack" if config.attack == "none" else f"against {config.attack}"
     print(f"PURE {what}: preset {config.preset}, seed {config.seed}, {accelerator.device.type}, training in {arithmetic}")
 

@@ -37,11 +37,12 @@ def compare_predictions(config: Config) -> pd.DataFrame:
         raise UserError("no texts are named; give a file with --suspicious_texts")
     texts = read_texts(Path(config.suspicious_texts), config.text_column)
     folders = {"before": fine_tuning_folder(config) / "fine_tuned_model", "after": run_folder(config) / "purified_model"}
+    device = make_accelerator(config.device, config.precision).device
     table = pd.DataFrame({"text": texts})
     for name, folder in folders.items():
         if not folder.exists():
             raise UserError(f"no model in {folder}; make it with: {command('run_all.py', config)}")
-        classifier = load_classifier(folder).to(make_accelerator(config.device, config.precision).device)
+        classifier = load_classifier(folder).to(device)
         tokenised = tokenise(table.assign(label=0), load_tokeniser(str(folder)), config.max_len)
         probability, predicted = predict(classifier, tokenised, "suspicious texts").softmax(-1).max(-1)
         table[name] = [classifier.encoder.config.id2label[number] for number in predicted.tolist()]

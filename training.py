@@ -212,15 +212,22 @@ def measure(
 
     Without a poisoned test set there is no LFR.
     """
-    result = {}
+    confusions = {}
     for name, texts in [("clean", clean)] + ([("poisoned", poisoned)] if poisoned else []):
         predicted = predict(classifier, texts, f"{name} test", accelerator).argmax(-1)
-        confusion = confusion_matrix(texts.labels, predicted, labels=range(classifier.head.out_features))
-        result[name] = {"accuracy": float(accuracy_score(texts.labels, predicted))}
-        if poisoned:
+        confusions[name] = confusion_matrix(texts.labels, predicted, labels=range(classifier.head.out_features))
+    return metrics_of(confusions, target_class)
+
+
+def metrics_of(confusions: dict[str, np.ndarray], target_class: int) -> dict:
+    """ACC, LFR and the confusion matrices they come from: `clean` and, if there is one, `poisoned`."""
+    result = {}
+    for name, confusion in confusions.items():
+        result[name] = {"accuracy": float(confusion.trace() / confusion.sum())}
+        if "poisoned" in confusions:
             result[name]["label_flip_rate"] = label_flip_rate(confusion, target_class)
         result[name]["confusion_matrix"] = confusion.tolist()
-    rates = {"LFR": result["poisoned"]["label_flip_rate"]} if poisoned else {}
+    rates = {"LFR": result["poisoned"]["label_flip_rate"]} if "poisoned" in confusions else {}
     return {"ACC": result["clean"]["accuracy"], **rates, **result}
 
 

@@ -19,6 +19,9 @@ from accelerate.state import AcceleratorState
 from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
+ARITHMETIC = {"bf16": "bf16 autocast", "no": "fp32"}
+"""Names of accelerate's `mixed_precision` for people."""
+
 
 class UserError(Exception):
     """Something the user can mend; its message is the one line they see."""
