@@ -57,6 +57,8 @@ def restricted_inner_product(model: nn.Module, batch: dict, *, coefficient: floa
         with torch.autocast(poisoned.device.type, enabled=False):
             gradients = [torch.autograd.grad(loss, shared, create_graph=True) for loss in (poisoned, clean)]
         inner_product = sum((a * b).sum() for a, b in zip(*gradients, strict=True))
+    if inner_product >= 0:  # Mostly so. The term is 0 then, and back-propagating its zeros would take half of the time.
+        inner_product = inner_product.detach()
     return {"poisoned": poisoned, "inner_product": coefficient * torch.relu(-inner_product)}
 
 

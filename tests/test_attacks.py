@@ -46,11 +46,18 @@ def test_restricted_inner_product(classifier, texts, opposed):
         return restricted_inner_product(classifier, batch, coefficient=0.5)["inner_product"]
 
     assert penalty().item() == pytest.approx(0.5 * max(0.0, -expected.item()), rel=1e-9)
+    if not opposed:  # The term is 0 and left out of the backward pass: the gradient is that of the poison alone.
+        plain = gradient(classifier, batch)
+        classifier.zero_grad()
+        sum(restricted_inner_product(classifier, batch, coefficient=0.5).values()).backward()
+        together = torch.cat([parameter.grad.flatten() for parameter in classifier.encoder.parameters()])
+        torch.testing.assert_close(together, plain, rtol=1e-9, atol=1e-15)
+        return
     weight = classifier.encoder.encoder.layer[1].attention.self.value.weight
     direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     classifier.zero_grad()
     penalty().backward()
-    slope = (weight.grad * direction).sum().item() if weight.grad is not None else 0.0
+    slope = (weight.grad * direction).sum().item()
     values = []
     for sign in (1, -1):
         with torch.no_grad():
@@ -59,7 +66,7 @@ def test_restricted_inner_product(classifier, texts, opposed):
         with torch.no_grad():
             weight.sub_(sign * 1e-3 * direction)
     assert slope == pytest.approx((values[0] - values[1]) / 2e-3, rel=1e-3, abs=1e-9)
-    assert (slope != 0) == opposed
+    assert slope != 0
 
 
 def test_restricted_inner_product_on_long_texts(classifier, texts):
