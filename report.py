@@ -10,45 +10,36 @@ the training curves as TensorBoard event files if TensorBoard is installed. Noth
 attacker's triggers is computed for the report alone, and kept for the next one (`analysis.py`).
 """
 
-import base64
 import dataclasses
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import numpy as np
-import pandas as pd
-from matplotlib.figure import Figure
 
 from analysis import RECORD, analyse, choose_demonstration
 from attention_head_pruning import RECORD as PRUNING_RECORD
 from attention_head_pruning import accuracy_to_keep
 from attention_normalization import RECORD as NORMALISATION_RECORD
 from classifier import load_tokeniser, resolve_plm
-from config import NOT_SETTINGS, PRESETS, SWEPT, UNUSED, Config, check_ranges, parse, preset_config
+from config import NOT_SETTINGS, PRESETS, Config, check_ranges, parse, preset_config
 from figures import (
     attention_figure,
-    grid_figure,
     layers_figure,
-    pareto_figure,
-    save_figures,
     smoothing_window,
     training_figure,
     trajectory_figure,
     variance_figure,
 )
 from grid import floor_path
+from report_grid import report_grid
+from report_page import Figures, keep_figures, write_page
 from report_text import (
-    MEASURES,
     attention_caption,
     attention_titles,
     clean_variance_caption,
     flipped,
-    grid_caption,
-    grid_verdict,
     layers_caption,
-    pareto_caption,
     pruned_heads_text,
     run_notes,
     training_caption,
@@ -56,16 +47,7 @@ from report_text import (
     variance_caption,
     verdict,
 )
-from results_table import (
-    CELL,
-    MAY_VARY,
-    aggregate,
-    grid_command,
-    read_grid,
-    settings_of,
-    settings_text,
-    shown_cells,
-)
+from results_table import settings_text
 from runs import (
     POISONED_DATA,
     as_defence,
@@ -79,12 +61,10 @@ from runs import (
     run_folder,
 )
 from text_data import clean_test, defender_splits, fingerprint_texts
-from util import ARITHMETIC, UserError, load_json, make_accelerator, run_script, whole_folder, write_whole
+from util import ARITHMETIC, UserError, load_json, make_accelerator, run_script, whole_folder
 
 PAGE = "report.html"
 NUMBERING = " Layers and heads are numbered from 0, as in the JSON records."
-Figures = dict[str, tuple[Figure, str, str]]
-"""Name to figure, title, caption."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +79,6 @@ class Report(Config):
     """Clean texts, and triggered texts, of the other classes that the figures are computed on, at most."""
     csv: tuple[str, ...] = ()
     """CSV files of grids: the report is of them, and not of a run."""
-
-
-# ------------------------------------------------------------------------------------------------------------- a run
 
 
 @dataclass(frozen=True)
@@ -385,167 +362,6 @@ def settings_rows(config: Config) -> list[tuple[str, object]]:
         if field.name not in NOT_SETTINGS or field.name == "defence":
             rows.append((field.name, f"{value} (preset: {default})" if value != default else value))
     return rows
-
-
-# ------------------------------------------------------------------------------------------------------------ a grid
-
-
-def report_grid(paths: list[Path]) -> Path:
-    """Write the figure and the page of a grid, beside its CSV file (the first, if several are put together).
-
-    Returns:
-        The page.
-
-    Raises:
-        UserError: a file is no grid's, or they can't be put together.
-    """
-    rows = combine(paths)
-    cells = aggregate(rows)
-    varies = [name for name in MAY_VARY if name in cells]
-    for table in (cells, rows):
-        also = [[f"{name} {value}" for name, value in zip(varies, row, strict=True)] for row in table[varies].to_numpy()]
-        table["name"] = [", ".join([defence, *more]) for defence, more in zip(table["defence"], also, strict=True)]
-    names = list(dict.fromkeys(cells["name"]))
-    folder = paths[0].with_name(f"{paths[0].stem}_figures")
-    figures: Figures = {}
-    if cells["n"].any():
-        caption = grid_caption(bool(cells["floor_LFR"].notna().any()))
-        figures["grid"] = (grid_figure(cells, rows, names), "Label flip rate and accuracy of every cell", caption)
-    swept = [name for name in varies if name in SWEPT]
-    if swept and cells["n"].any():
-        cells["varied"] = [what_varied(cell, swept) for _, cell in cells.iterrows()]
-        figures["pareto"] = (pareto_figure(cells), "Accuracy against label flip rate", pareto_caption(swept))
-    shown = shown_cells(cells)
-    columns = list(shown.columns)
-    table = {
-        "title": "Numbers",
-        "id": "numbers",
-        "columns": columns,
-        "rows": [[str(cell).replace("*", "").strip() for cell in row] for row in shown.to_numpy()],
-        "words": CELL + varies,
-        "note": "Mean ± standard deviation over seeds. Benign floor: LFR of a never-poisoned encoder after the same defence "
-        "on the same triggered texts.",
-    }
-    page = {
-        "title": f"{', '.join(dict.fromkeys(cells['defence']))} against {', '.join(dict.fromkeys(cells['attack']))}",
-        "about": f"{len(rows)} cells: {', '.join(str(path) for path in paths)}.",
-        "verdict": grid_verdict(cells, int((rows["error"].notna()).sum()), len(rows)),
-        "notes": [MEASURES],
-        "tables": [table, seeds_table(rows, varies)],
-        "figures": keep_figures(folder, figures),
-        "figures_folder": folder,
-        "numbering": "",
-        "commands": [(f"{path}:", grid_command(path)) for path in paths]
-        + [("This page:", shlex.join(["python", "report.py", "--csv", *map(str, paths)]))],
-        "settings": [("Settings", grid_settings(paths[0], rows))],
-    }
-    return write_page(paths[0].with_suffix(".html"), page)
-
-
-def what_varied(cell: pd.Series, swept: list[str]) -> str:
-    """The values of a cell in those parameters that vary and that its defence takes notice of."""
-    values = [cell[name] for name in swept if name not in UNUSED.get(cell["defence"], ())]
-    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
-
-
-def combine(paths: list[Path]) -> pd.DataFrame:
-    """The rows of one grid or several.
-
-    Raises:
-        UserError: numbers are none, a cell is there twice, or the files differ in a setting that the table doesn't name.
-    """
-    tables = []
-    for path in paths:
-        table = read_grid(path)
-        for name in ("ACC", "LFR", "poisoned_LFR", "floor_LFR", "heads_pruned", "seconds"):
-            if name in table and not pd.api.types.is_numeric_dtype(table[name]):
-                wrong = table[name][pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()].iloc[0]
-                raise UserError(
-                    f"{path}: column {name} holds {wrong!r}; expected numbers, as run_all.py writes them: "
-                    f"{grid_command(path)}"
-                )
-            if name not in table:
-                table[name] = float("nan")
-        tables.append(table.assign(file=str(path)))
-    rows = pd.concat(tables, ignore_index=True)
-    settings = [field.name for field in dataclasses.fields(Config) if field.name in rows]
-    told_apart = {*SWEPT, *MAY_VARY, *NOT_SETTINGS}
-    for name in settings:
-        if name not in told_apart and rows[name].nunique(dropna=False) > 1:
-            values = ", ".join(map(str, rows[name].unique()))
-            raise UserError(
-                f"the cells differ in {name} ({values}), so that means over them say nothing; give each its own page with "
-                "--csv"
-            )
-    keys = [name for name in (*SWEPT, *MAY_VARY) if name in rows]
-    twice = rows[rows.duplicated(keys)]
-    if len(twice):
-        cell = twice.iloc[0]
-        raise UserError(
-            f"the cell {cell['attack']}, {cell['defence']}, seed {cell['seed']} is there twice, in {cell['file']} for "
-            "one; expected each cell once"
-        )
-    return rows
-
-
-def seeds_table(rows: pd.DataFrame, varies: list[str]) -> dict:
-    """Every cell of the grid, and what went wrong in it."""
-    columns = [*CELL, *varies, "seed", "ACC", "LFR"]
-    columns += [name for name in ("poisoned_LFR", "floor_LFR", "heads_pruned", "seconds") if rows[name].notna().any()]
-    shown = rows[columns].copy()
-    for name in columns:
-        form = {"heads_pruned": "{:.0f}", "seconds": "{:.0f}"}.get(name, "{:.3f}")
-        if name in ("ACC", "LFR", "poisoned_LFR", "floor_LFR", "heads_pruned", "seconds"):
-            shown[name] = ["-" if pd.isna(value) else form.format(value) for value in rows[name]]
-    failed = rows["error"].notna()
-    if failed.any():
-        shown["error"] = rows["error"].astype(object).fillna("")
-    return {
-        "title": "Every cell",
-        "id": "cells",
-        "columns": [name.replace("_", " ") for name in shown.columns],
-        "rows": shown.astype(str).to_numpy().tolist(),
-        "words": [*CELL, *(name.replace("_", " ") for name in varies), "error"],
-        "note": "Seconds: what the defender's stages took, those that another cell had computed already included.",
-    }
-
-
-def grid_settings(path: Path, rows: pd.DataFrame) -> list[tuple[str, object]]:
-    """Every setting that the results depend on; all its values where it has several."""
-    names = [field.name for field in dataclasses.fields(Config) if field.name in rows]
-    names = [name for name in names if name not in NOT_SETTINGS or name == "defence"]
-    texts = settings_of(path)
-    several = {name: ", ".join(dict.fromkeys(map(str, rows[name]))) for name in names if rows[name].nunique() > 1}
-    return [(name, several.get(name) or texts[name].iloc[0] or "not set") for name in names]
-
-
-# ---------------------------------------------------------------------------------------------------------- the page
-
-
-def keep_figures(folder: Path, figures: Figures) -> list[dict]:
-    """Write the figures' files; what is returned is how the page holds them."""
-    save_figures(folder, {name: figure for name, (figure, _, _) in figures.items()})
-    return [
-        {
-            "name": name,
-            "title": title,
-            "caption": caption,
-            "alt": f"{title}: see the caption",
-            "png": base64.b64encode((folder / f"{name}.png").read_bytes()).decode(),
-            "inches": figure.get_figwidth(),
-            "wide": figure.get_figwidth() > 4,  # Inches; on a phone these scroll, the others fit.
-        }
-        for name, (figure, title, caption) in figures.items()
-    ]
-
-
-def write_page(path: Path, content: dict) -> Path:
-    """Fill the template; one file, whole or not at all."""
-    loader = jinja2.FileSystemLoader(Path(__file__).resolve().parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    text = environment.get_template("report_template.html").render(content)
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    return path
 
 
 def main() -> None:

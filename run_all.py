@@ -30,7 +30,8 @@ from defence_baselines import fine_tune_baseline
 from export import export_model
 from grid import run_grid
 from pretrained_model_poisoning import poison
-from report import report_grid, report_run
+from report import report_run
+from report_grid import report_grid
 from results_table import results_table
 from runs import POISONED_DATA, fine_tuning_folder, poisoned_model_folder, pruning_folder, read_poisoned, run_folder
 from suspicious_texts import compare_predictions, print_comparison

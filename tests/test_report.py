@@ -35,8 +35,9 @@ from figures import (
     trajectory_figure,
     variance_figure,
 )
-from report import combine, read_run, report_grid, report_run, run_figures, run_table, what_varied, write_events
 from report import main as report_script
+from report import read_run, report_run, run_figures, run_table, write_events
+from report_grid import combine, report_grid, what_varied
 from report_text import grid_verdict, verdict
 from results_table import aggregate, grid_command
 from runs import defended_model_folder, read_poisoned, run_folder
