@@ -31,31 +31,34 @@ def gradient(classifier, batch) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten().clone() for parameter in classifier.encoder.parameters()])
 
 
-@pytest.mark.parametrize("opposed", [True, False])
-def test_restricted_inner_product(classifier, texts, opposed):
-    """Its value against two backward passes, its derivative against a difference of values (the loss itself is fp32)."""
-    classifier.double()
+def opposed_batch(texts, opposed: bool) -> dict:
+    """Texts of class 1, and beside them the same as class 0, whose gradient is opposed to theirs, or as class 1."""
     batch = texts.batch(range(8), torch.device("cpu"))
     batch["labels"] = torch.ones(8, dtype=torch.long)
-    clean = {**batch, "labels": 1 - batch["labels"]} if opposed else dict(batch)
-    expected = gradient(classifier, batch) @ gradient(classifier, clean)
+    return batch | {"reference": {**batch, "labels": 1 - batch["labels"]} if opposed else dict(batch)}
+
+
+@pytest.mark.parametrize("opposed", [True, False])
+def test_restricted_inner_product(classifier, texts, opposed):
+    """Its value against two backward passes (the loss itself is fp32)."""
+    classifier.double()
+    batch = opposed_batch(texts, opposed)
+    expected = gradient(classifier, batch) @ gradient(classifier, batch["reference"])
     assert (expected < 0) == opposed
-    batch["reference"] = clean
+    found = restricted_inner_product(classifier, batch, coefficient=0.5)["inner_product"]
+    assert found.item() == pytest.approx(0.5 * max(0.0, -expected.item()), rel=1e-9)
+
+
+def test_derivative_of_the_restricted_inner_product(classifier, texts):
+    """Against a difference of values."""
+    classifier.double()
+    batch = opposed_batch(texts, True)
 
     def penalty() -> torch.Tensor:
         return restricted_inner_product(classifier, batch, coefficient=0.5)["inner_product"]
 
-    assert penalty().item() == pytest.approx(0.5 * max(0.0, -expected.item()), rel=1e-9)
-    if not opposed:  # The term is 0 and left out of the backward pass: the gradient is that of the poison alone.
-        plain = gradient(classifier, batch)
-        classifier.zero_grad()
-        sum(restricted_inner_product(classifier, batch, coefficient=0.5).values()).backward()
-        together = torch.cat([parameter.grad.flatten() for parameter in classifier.encoder.parameters()])
-        torch.testing.assert_close(together, plain, rtol=1e-9, atol=1e-15)
-        return
     weight = classifier.encoder.encoder.layer[1].attention.self.value.weight
     direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    classifier.zero_grad()
     penalty().backward()
     slope = (weight.grad * direction).sum().item()
     values = []
@@ -67,6 +70,16 @@ def test_restricted_inner_product(classifier, texts, opposed):
             weight.sub_(sign * 1e-3 * direction)
     assert slope == pytest.approx((values[0] - values[1]) / 2e-3, rel=1e-3, abs=1e-9)
     assert slope != 0
+
+
+def test_gradients_that_are_not_opposed_leave_that_of_the_poison_alone(classifier, texts):
+    classifier.double()
+    batch = opposed_batch(texts, False)
+    plain = gradient(classifier, batch)
+    classifier.zero_grad()
+    sum(restricted_inner_product(classifier, batch, coefficient=0.5).values()).backward()
+    together = torch.cat([parameter.grad.flatten() for parameter in classifier.encoder.parameters()])
+    torch.testing.assert_close(together, plain, rtol=1e-9, atol=1e-15)
 
 
 def test_restricted_inner_product_on_long_texts(classifier, texts):
