@@ -18,7 +18,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,12 +27,13 @@ import numpy as np
 import torch
 import tyro
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from attention_head_pruning import accuracy_without, head_variance, search_heads
 from attention_normalization import pure_objective
-from batching import TokenisedTexts, shuffled_batches, tokenise
+from batching import TokenisedTexts, batches_by_length, shuffled_batches, tokenise, tokens_per_batch
 from classifier import Classifier, load_encoder, load_tokeniser, resolve_plm
 from cls_attention import Heads
 from config import Config, preset_config
@@ -145,18 +146,44 @@ def matmul_peak(dtype: torch.dtype, device: torch.device, hidden: int, intermedi
 
 
 def training_flops(classifier: Classifier, texts: TokenisedTexts, penalty: bool, config: Config) -> float:
-    """Floating point operations of the matrix products of an epoch, forward and backward; those on padding don't count."""
-    device = classifier.head.weight.device
+    """Floating point operations per text of the matrix products of an epoch, forward and backward."""
     objective = our_objective(classifier.train(), penalty)
+
+    def step(batch: dict[str, torch.Tensor]) -> None:
+        sum(objective(classifier, batch).values()).backward()
+        classifier.zero_grad(set_to_none=True)
+
+    batches = shuffled_batches(texts.lengths, config.batch_size, config.seed, 0)
+    return matmul_flops(step, texts, batches, classifier.head.weight.device)
+
+
+def evaluation_flops(classifier: Classifier, texts: TokenisedTexts) -> float:
+    """Floating point operations per text of the matrix products of an evaluation."""
+    device = classifier.eval().head.weight.device
+
+    @torch.inference_mode()
+    def step(batch: dict[str, torch.Tensor]) -> None:
+        classifier(batch["input_ids"], batch["attention_mask"])
+
+    return matmul_flops(step, texts, batches_by_length(texts.lengths, tokens_per_batch(device)), device)
+
+
+def matmul_flops(
+    step: Callable[[dict[str, torch.Tensor]], None],
+    texts: TokenisedTexts,
+    batches: Iterable[np.ndarray],
+    device: torch.device,
+) -> float:
+    """Floating point operations of matrix products per text; those on padding don't count."""
     flops, tokens = 0, 0
-    for indices in shuffled_batches(texts.lengths, config.batch_size, config.seed, 0):
+    for indices in batches:
         batch = texts.batch(indices, device)
         tokens += batch["input_ids"].numel()
-        with FlopCounterMode(display=False) as counter:
-            sum(objective(classifier, batch).values()).backward()
+        # Of attention's kernels the counter knows the plain one on every device.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            step(batch)
         flops += counter.get_total_flops()
-        classifier.zero_grad(set_to_none=True)
-    return flops * texts.lengths.sum() / tokens
+    return flops * texts.lengths.mean() / tokens
 
 
 def peak_memory(source: str, way: str, length: int, device_name: str) -> int:
@@ -289,10 +316,11 @@ def run_dataset(name: str, source: str, benchmark: Benchmark) -> dict:
             tasks[task] = {"seconds": median, "ratio": ratio}
             continue
         tasks[task] = {"texts_per_second": {way: 1 / value for way, value in median.items()}, "ratio": ratio}
-        if task != "evaluation":
-            penalty = task == "fine-tuning, PURE loss"
-            flops = training_flops(copy.deepcopy(classifier), train, penalty, config) / len(train)
-            tasks[task]["share_of_peak"] = {p: flops / median[p] / peaks[p] for p in precisions}
+        if task == "evaluation":
+            flops = evaluation_flops(classifier, validation)
+        else:
+            flops = training_flops(copy.deepcopy(classifier), train, task == "fine-tuning, PURE loss", config)
+        tasks[task]["share_of_peak"] = {p: flops / median[p] / peaks[p] for p in precisions}
     return {
         "texts": {"train": len(train), "validation": len(validation), "published_train": len(few)},
         "tokens_per_text": float(train.lengths.mean()),

@@ -2,13 +2,14 @@
 
 The output comes from PyTorch's scaled dot product attention, so no [query, key] matrix is kept. Beside it, and only while
 somebody records, the one row of that matrix that PURE looks at is computed: the attention of the first token, [CLS], to
-all tokens. A head is pruned by a gate of 0 on its output, which equals removing it: the columns of the output projection
-that belong to it are multiplied by zeros.
+all tokens. A head is pruned by a gate of 0 on its output where that enters the output projection, which equals removing it:
+the columns of the projection that belong to it are multiplied by zeros.
 """
 
 import contextlib
 import inspect
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import nn
@@ -98,10 +99,6 @@ def cls_attention_forward(module, query, key, value, attention_mask, dropout=0.0
         output, _ = sdpa_attention_forward(module, queries, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
     if shared.rows is not None:
         shared.rows[layer] = cls_row(query, key, attention_mask, scaling, kwargs.get("position_bias"))
-    if shared.pruned.get(layer):
-        gate = output.new_ones(output.shape[2], 1)
-        gate[shared.pruned[layer]] = 0
-        output = output * gate
     if shared.gates is not None:
         output = output * shared.gates[layer, :, None, : output.shape[2], None]
     if only_cls:  # The modules around expect all tokens; those that are no [CLS] are not looked at.
@@ -185,6 +182,8 @@ def install_cls_attention(encoder: nn.Module) -> ClsAttention:
             hook.remove()
     if not shared.num_heads or len(shared.projections) != len(shared.num_heads):
         raise no_interface(encoder, "")
+    for layer, projection in enumerate(shared.projections):
+        projection.register_forward_pre_hook(partial(gate_pruned_heads, layer))
     layers = encoder.config.num_hidden_layers
     if len(shared.num_heads) != layers:
         raise UserError(
@@ -210,6 +209,18 @@ def compute_only_cls(encoder: nn.Module, shared: ClsAttention) -> None:
 def note_projection(shared: ClsAttention, module: nn.Linear) -> None:
     if len(shared.projections) < len(shared.num_heads):
         shared.projections.append(module)
+
+
+def gate_pruned_heads(layer: int, projection: nn.Linear, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
+    """Set what pruned heads put into their layer's output projection, [..., head * channel], to 0."""
+    shared: ClsAttention = projection.cls_attention
+    heads = shared.pruned.get(layer)
+    if not heads:
+        return None
+    (output,) = inputs
+    gate = output.new_ones(shared.num_heads[layer], 1)
+    gate[heads] = 0
+    return ((output.unflatten(-1, (len(gate), -1)) * gate).flatten(-2),)
 
 
 def no_interface(encoder: nn.Module, reason: str) -> UserError:

@@ -11,12 +11,13 @@ from classifier import Classifier
 from cls_attention import Heads
 
 LIMIT = 2**30
-"""Bytes of hidden states that are kept at most; where they are more, those of every second layer, or third, and so on."""
+"""Bytes that are kept at most; where it would be more, every second layer's, or third's, and so on."""
 
 
 class LayerCache:
     """The hidden states that enter an encoder's layers, kept from one pass over a set of texts to the next.
 
+    Kept too is what attention makes of them up to the output projection, where heads are gated, if a module returns that.
     Valid while the batches are the same, no weight changes and no dropout is drawn; only `attention.pruned` may change.
     Where the encoder's layers can't be told, every pass is a whole one.
     """
@@ -25,9 +26,11 @@ class LayerCache:
         """tokens: of all texts together."""
         self.attention = classifier.attention
         self.layers = layers_of(classifier)
-        size = len(self.layers) * tokens * classifier.encoder.config.hidden_size * 4
+        self.attentions = [attention_of(layer, self.attention.projections) for layer in self.layers]
+        size = 2 * len(self.layers) * tokens * classifier.encoder.config.hidden_size * 4
         self.stride = -(-size // LIMIT)
         self.states: list[dict[int, torch.Tensor]] = []  # Of each batch: layer to [text, token, channel].
+        self.attended: list[dict[int, tuple]] = []  # Of each batch: layer to what its attention module returned.
         self.pruned: Heads | None = None
         self.start, self.batch = 0, -1
 
@@ -35,17 +38,21 @@ class LayerCache:
     def passing(self) -> Iterator[None]:
         """Within the block, one pass over the texts is made with `attention.pruned` as it is now."""
         self.start, self.batch = self.first_changed(), -1
+        modules = [module for module in (*self.layers, *self.attentions) if module is not None]
         for number, layer in enumerate(self.layers):
             layer.forward = partial(self.forward, number, layer.forward)
+        for number, attention in enumerate(self.attentions):
+            if attention is not None:
+                attention.forward = partial(self.attend, number, attention.forward)
         try:
             yield
             self.pruned = self.attention.pruned
         except BaseException:
-            self.pruned, self.states = None, []  # Half of the batches are of this pass, half of the one before.
+            self.pruned, self.states, self.attended = None, [], []  # Half of the batches are of the pass before.
             raise
         finally:
-            for layer in self.layers:
-                del layer.forward
+            for module in modules:
+                del module.forward
 
     def first_changed(self) -> int:
         """The layer at which the next pass starts."""
@@ -61,6 +68,7 @@ class LayerCache:
             self.batch += 1
             if self.batch == len(self.states):
                 self.states.append({})
+                self.attended.append({})
         if number < self.start:
             return hidden_states
         if number == self.start and number > 0:
@@ -68,6 +76,15 @@ class LayerCache:
         elif number % self.stride == 0 and number > 0:
             self.states[self.batch][number] = hidden_states
         return layer(hidden_states, *args, **kwargs)
+
+    def attend(self, number: int, attention: Callable, *args, **kwargs) -> tuple:
+        kept = self.attended[self.batch]
+        if number == self.start and number in kept:
+            return kept[number]
+        output = attention(*args, **kwargs)
+        if number % self.stride == 0:
+            kept[number] = output
+        return output
 
 
 def layers_of(classifier: Classifier) -> list[nn.Module]:
@@ -81,6 +98,12 @@ def layers_of(classifier: Classifier) -> list[nn.Module]:
             if numbers == [[number] for number in range(len(modules))] and returns_states(classifier, modules):
                 return list(modules)
     return []
+
+
+def attention_of(layer: nn.Module, projections: list[nn.Linear]) -> nn.Module | None:
+    """A layer's attention module; None if the output projection, where heads are gated, is a part of it."""
+    (attention,) = (part for part in layer.modules() if hasattr(part, "cls_attention_layer"))
+    return None if any(part in projections for part in attention.modules()) else attention
 
 
 @torch.inference_mode()

@@ -169,17 +169,20 @@ def test_evaluation_from_the_first_changed_layer_equals_the_whole(classifier, te
     monkeypatch.setattr(layer_cache, "LIMIT", limit)
     cache = LayerCache(classifier, int(texts.lengths.sum()))
     assert len(cache.layers) == 3 and (cache.stride == 1) == (limit == 2**30)
-    calls = []
+    calls, queries = [], []
     for number, layer in enumerate(cache.layers):
         layer.attention.register_forward_hook(lambda module, args, output, number=number: calls.append(number))
+        layer.attention.self.query.register_forward_hook(lambda module, args, output, number=number: queries.append(number))
     for pruned in ({}, {2: [1]}, {2: [1], 1: [0, 3]}, {1: [0, 3]}, {1: [0, 3]}, {0: [2]}, {}):
         classifier.attention.pruned = pruned
         expected = predict(classifier, texts, "whole")
-        calls.clear()
+        calls.clear(), queries.clear()
+        first = cache.pruned is None
         with cache.passing():
             found = predict(classifier, texts, "from the first changed layer")
         assert torch.equal(found, expected)
         assert min(calls) == cache.start
+        assert first or cache.start not in queries  # Gates change nothing about what a layer attends to.
     assert "forward" not in vars(cache.layers[0])
 
 

@@ -9,11 +9,10 @@ from torch import nn
 
 import benchmark
 from batching import tokenise
-from benchmark import Benchmark, markdown, require_agreement, training_flops
+from benchmark import Benchmark, evaluation_flops, markdown, require_agreement, training_flops
 from classifier import Classifier, load_encoder, load_tokeniser
 from published_way import Published
 from text_data import defender_splits
-from training import cross_entropy
 from util import UserError
 
 
@@ -44,19 +43,18 @@ def test_other_weights_are_noticed(parts, tiny_config):
 def test_floating_point_operations(parts):
     """Against a count by hand of the linear layers, the last of which see the first token alone."""
     classifier, texts, config = parts
-    expected, layers = 0, []
+    layers = []
     for module in classifier.modules():
         if isinstance(module, nn.Linear):
             module.register_forward_hook(lambda module, args, output: layers.append((module, args[0][..., 0].numel())))
     texts = replace(texts, input_ids=[ids[:4] for ids in texts.input_ids])  # No padding.
     assert set(texts.lengths) == {4}
-    for start in range(0, len(texts), config.batch_size):
-        cross_entropy(classifier, texts.batch(range(start, min(start + config.batch_size, len(texts))), torch.device("cpu")))
-    expected = sum(3 * 2 * module.in_features * module.out_features * rows for module, rows in layers)
     classifier.dropout.p = 0
-    counted = training_flops(classifier, texts, False, config)
+    forward = evaluation_flops(classifier, texts)
+    expected = sum(2 * module.in_features * module.out_features * rows for module, rows in layers) / len(texts)
     # Attention's own products come on top.
-    assert expected < counted < 1.2 * expected
+    assert expected < forward < 1.2 * expected
+    assert 3 * expected < training_flops(classifier, texts, False, config) < 1.2 * 3 * expected
 
 
 def test_script(tiny_config, monkeypatch, tmp_path, capsys):
