@@ -153,8 +153,17 @@ def short_text(table: pd.DataFrame) -> str:
 
 def find_words(text: str, words: str) -> tuple[int, int] | None:
     """Start and end of `words` in `text`, not as part of longer words; upper and lower case are the same."""
-    found = re.search(rf"(?<!\w){re.escape(words.strip())}(?!\w)", text, re.IGNORECASE)
-    return found.span() if found else None
+    return next(iter(find_all(text, words)), None)
+
+
+def find_all(text: str, words: str) -> list[tuple[int, int]]:
+    """As `find_words`, wherever they are."""
+    return [found.span() for found in re.finditer(rf"(?<!\w){re.escape(words.strip())}(?!\w)", text, re.IGNORECASE)]
+
+
+def tokens_within(places: list[tuple[int, int]], offsets: list[tuple[int, int]]) -> list[bool]:
+    """Of each token, by the characters it stands for: whether it is part of one of the places."""
+    return [any(first < end and last > start and last > first for start, end in places) for first, last in offsets]
 
 
 def demonstrate(
@@ -178,8 +187,7 @@ def demonstrate(
     encoded = tokeniser(shown.text, truncation=True, max_length=config.max_len, **offsets)
     marked = [False] * len(encoded["input_ids"])
     if shown.marked and tokeniser.is_fast:
-        start, end = shown.marked
-        marked = [first < end and last > start and last > first for first, last in encoded["offset_mapping"]]
+        marked = tokens_within([shown.marked], encoded["offset_mapping"])
         if not any(marked):
             raise UserError(
                 f"the trigger is not among the first {config.max_len} tokens of the sentence; give a shorter --sentence"

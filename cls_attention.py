@@ -43,6 +43,7 @@ class ClsAttention:
         rows: [CLS] attention of each layer in the latest forward pass, [batch, head, key], fp32 and before dropout; None
             while nobody records.
         gates: [layer, batch, head], factors of the heads' outputs in the next forward pass; None for ones.
+        unseen: layer to the tokens that [CLS] can't attend to there in the next forward pass, booleans [batch, key].
     """
 
     def __init__(self):
@@ -51,6 +52,7 @@ class ClsAttention:
         self.pruned: Heads = {}
         self.rows: list[torch.Tensor | None] | None = None
         self.gates: torch.Tensor | None = None
+        self.unseen: dict[int, torch.Tensor] = {}
         self.projections: list[nn.Linear] = []
 
     def head_mask(self) -> torch.Tensor:
@@ -78,6 +80,15 @@ class ClsAttention:
         finally:
             self.gates = None
 
+    @contextlib.contextmanager
+    def hide(self, unseen: dict[int, torch.Tensor]) -> Iterator[None]:
+        """Within the block, [CLS] can't attend to some tokens: layer to booleans [batch, key]."""
+        self.unseen = unseen
+        try:
+            yield
+        finally:
+            self.unseen = {}
+
 
 def cls_attention_forward(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
     """Attention function; query, key, value are [batch, head, token, channel], the output [batch, token, head, channel]."""
@@ -85,7 +96,10 @@ def cls_attention_forward(module, query, key, value, attention_mask, dropout=0.0
     if not hasattr(module, "cls_attention_layer"):  # Only in the pass that `install_cls_attention` makes.
         module.cls_attention_layer = len(shared.num_heads)
         shared.num_heads.append(query.shape[1])
-    layer, queries, mask = module.cls_attention_layer, query, attention_mask
+    layer = module.cls_attention_layer
+    if layer in shared.unseen:
+        attention_mask = without_tokens(attention_mask, shared.unseen[layer], query)
+    queries, mask = query, attention_mask
     only_cls = shared.only_cls and layer == len(shared.num_heads) - 1
     if only_cls:
         queries, mask = query[:, :, :1], None if mask is None else mask[:, :, :1]
@@ -104,6 +118,17 @@ def cls_attention_forward(module, query, key, value, attention_mask, dropout=0.0
     if only_cls:  # The modules around expect all tokens; those that are no [CLS] are not looked at.
         output = output.expand(-1, query.shape[2], -1, -1)
     return output, None
+
+
+def without_tokens(attention_mask: torch.Tensor | None, unseen: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """An attention mask [batch, 1, query, key] in which the first query doesn't see the tokens `unseen`, [batch, key]."""
+    hidden = unseen.new_zeros(len(unseen), 1, query.shape[2], unseen.shape[1])
+    hidden[:, 0, 0] = unseen
+    if attention_mask is None:
+        return ~hidden
+    if attention_mask.dtype == torch.bool:
+        return attention_mask & ~hidden
+    return attention_mask.masked_fill(hidden, torch.finfo(attention_mask.dtype).min)
 
 
 def attend_with_dropout(query, key, value, attention_mask, dropout, scaling, position_bias=None) -> torch.Tensor:

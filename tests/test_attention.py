@@ -77,6 +77,28 @@ def test_equals_eager_attention(classifier, texts, size):
         torch.testing.assert_close(row, attention[:, :, 0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1, 24])
+def test_hiding_tokens_from_cls(classifier, texts, size):
+    """In a layer [CLS] then sees the rest as if those tokens were masked; other tokens and other layers see them."""
+    batch = texts.batch(np.arange(size), torch.device("cpu"))
+    unseen = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+    unseen[:, 2] = True
+    _, whole = run(classifier, batch)
+    with classifier.attention.hide({1: unseen}):
+        logits, rows = run(classifier, batch)
+    torch.testing.assert_close(rows[0], whole[0])
+    assert rows[1][:, :, 2].abs().max() == 0 < whole[1][:, :, 2].min()
+    rest = whole[1].masked_fill(unseen[:, None], 0)
+    torch.testing.assert_close(rows[1], rest / rest.sum(-1, keepdim=True))
+    assert not torch.allclose(run(classifier, batch)[0], logits)  # Nothing is hidden any more.
+    # [CLS] alone reads what the first layer makes of the others: there hiding equals masking.
+    classifier.encoder.encoder.layer = classifier.encoder.encoder.layer[:1]
+    with classifier.attention.hide({0: unseen}):
+        logits, _ = run(classifier, batch)
+    masked, _ = run(classifier, {**batch, "attention_mask": batch["attention_mask"] * ~unseen})
+    torch.testing.assert_close(logits, masked)
+
+
 def test_gradient_of_a_training_step_equals_eager(classifier, texts):
     batch = texts.batch(np.arange(24), torch.device("cpu"))
     objective = partial(pure_objective, attention=classifier.attention, weights=WEIGHTS, coefficient=0.15)
