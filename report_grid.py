@@ -10,7 +10,7 @@ from config import NOT_SETTINGS, SWEPT, UNUSED, Config
 from figures import grid_figure, pareto_figure
 from report_page import Figures, keep_figures, write_page
 from report_text import MEASURES, grid_caption, grid_verdict, pareto_caption
-from results_table import CELL, MAY_VARY, aggregate, grid_command, read_grid, settings_of, shown_cells
+from results_table import CELL, MAY_VARY, aggregate, floor_notes, grid_command, read_grid, settings_of, shown_cells
 from util import UserError
 
 
@@ -54,7 +54,7 @@ def report_grid(paths: list[Path]) -> Path:
         "title": f"{', '.join(dict.fromkeys(cells['defence']))} against {', '.join(dict.fromkeys(cells['attack']))}",
         "about": f"{len(rows)} cells: {', '.join(str(path) for path in paths)}.",
         "verdict": grid_verdict(cells, int((rows["error"].notna()).sum()), len(rows)),
-        "notes": [MEASURES],
+        "notes": [MEASURES, *floor_notes(rows)],
         "tables": [table, seeds_table(rows, varies)],
         "figures": keep_figures(folder, figures),
         "figures_folder": folder,
@@ -81,7 +81,7 @@ def combine(paths: list[Path]) -> pd.DataFrame:
     tables = []
     for path in paths:
         table = read_grid(path)
-        for name in ("ACC", "LFR", "poisoned_LFR", "floor_LFR", "heads_pruned", "seconds"):
+        for name in ("ACC", "LFR", "poisoned_LFR", "floor_ACC", "floor_LFR", "heads_pruned", "seconds"):
             if name in table and not pd.api.types.is_numeric_dtype(table[name]):
                 wrong = table[name][pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()].iloc[0]
                 raise UserError(

@@ -33,6 +33,9 @@ MAY_VARY = [
 DESCRIBED = ["plm", "poisoned_model", "trigger_dataset", "clean_dataset", "learning_rate", "epochs", "penalty_coefficient"]
 """Settings that a reader of the table asks for first."""
 
+FLOOR_MARGIN = 0.1
+"""A never-poisoned model this much below the poisoned one's ACC has failed to learn: what it flips is no floor."""
+
 
 def read_grid(path: Path) -> pd.DataFrame:
     """The rows of a grid.
@@ -58,12 +61,13 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
     """One row for each combination of attack, defence and whatever else varies: mean, std and number of seeds.
 
     Columns: those of the combination; for ACC, LFR, poisoned_LFR, floor_LFR, distance, heads_pruned `X` (mean) and `X_std`
-    (of the sample; missing for one seed); n; failed; best; front.
+    (of the sample; missing for one seed); n; failed; best; front. A floor that is none (`without_floor`) doesn't count.
     """
     table = table.copy()
     for name in ("ACC", "LFR", "poisoned_LFR", "floor_LFR", "heads_pruned"):
         if name not in table:
             table[name] = float("nan")
+    table.loc[without_floor(table), "floor_LFR"] = float("nan")
     table["distance"] = table["LFR"] - table["floor_LFR"]
     keys = CELL + [name for name in MAY_VARY if name in table and table[name].nunique(dropna=False) > 1]
     groups = table.groupby(keys, sort=False, dropna=False)
@@ -76,6 +80,25 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
     result["best"] = result["LFR"] == by_attack.transform("min")
     result["front"] = [not beaten(row, result[result["attack"] == row["attack"]]) for _, row in result.iterrows()]
     return result
+
+
+def without_floor(table: pd.DataFrame) -> pd.Series:
+    """Whether the never-poisoned model of each row failed to learn, so that its LFR is no floor."""
+    if "floor_ACC" not in table:
+        return pd.Series(False, index=table.index)
+    return table["floor_ACC"] < table["ACC"] - FLOOR_MARGIN
+
+
+def floor_notes(table: pd.DataFrame) -> list[str]:
+    """A sentence for each row without a floor because its never-poisoned model failed to learn."""
+    varies = [name for name in MAY_VARY if name in table and table[name].nunique(dropna=False) > 1]
+    return [
+        f"No benign floor: {row['attack']}, {row['defence']}, "
+        + "".join(f"{name} {row[name]}, " for name in varies)
+        + f"seed {row['seed']}: the never-poisoned encoder came out at an ACC of {row['floor_ACC']:.3f}, "
+        f"where the poisoned one has {row['ACC']:.3f}."
+        for _, row in table[without_floor(table)].iterrows()
+    ]
 
 
 def beaten(row: pd.Series, others: pd.DataFrame) -> bool:
@@ -116,10 +139,11 @@ def shown_cells(result: pd.DataFrame) -> pd.DataFrame:
 
 
 def results_table(table: pd.DataFrame) -> str:
-    """A grid's rows as a Markdown table, and the failed cells below it."""
+    """A grid's rows as a Markdown table; below it what failed, cells and floors."""
     shown = shown_cells(aggregate(table))
     lines = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text += "".join(f"\n\n{note}" for note in floor_notes(table))
     errors = table[table["error"].notna() & (table["error"] != "")]
     for _, row in errors.iterrows():
         text += f"\n\nFailed: {row['attack']}, {row['defence']}, seed {row['seed']}: {row['error']}"

@@ -163,6 +163,18 @@ def test_table_as_markdown():
     assert lines[4] == "| StyleBkd | FT | 0.900 | **0.500** | 0.400 | 0.100 | - | 1 |"
 
 
+def test_a_floor_that_learned_nothing_is_none():
+    """One of two seeds: the mean is the other's, and below the table stands which is left out."""
+    table = made_up().assign(floor_ACC=[0.88, 0.79, 0.85, 0.5, 0.88])
+    pure = aggregate(table).set_index(["attack", "defence"]).loc[("BadNet", "PURE")]
+    assert pure["floor_LFR"] == pytest.approx(0.1) and pure["distance"] == pytest.approx(0.1)
+    assert results_table(table).splitlines()[-1] == (
+        "No benign floor: BadNet, PURE, seed 12: the never-poisoned encoder came out at an ACC of 0.500, where the poisoned "
+        "one has 0.840."
+    )
+    assert "No benign floor" not in results_table(made_up())
+
+
 def test_heading_has_the_command_that_makes_the_rows(tmp_path):
     changes = ["--attack", "BadNet", "StyleBkd", "--seed", "11", "12", "--learning_rate", "2e-5", "1e-4", "--epochs", "1"]
     grid = parse_grid("", ["--preset", "sst2", *changes, "--triggers", "xx", "yy", "--clean_dataset", "other"])
