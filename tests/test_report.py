@@ -35,7 +35,6 @@ from results_table import aggregate, grid_command
 from runs import defended_model_folder, read_poisoned, run_folder
 from text_data import clean_test
 from training import measure
-from trigger_path import tokenise_marked, trace
 from util import UserError, run_script
 
 
@@ -214,43 +213,6 @@ def test_analysis_agrees_with_the_records(tiny_run):
     np.testing.assert_allclose(attention["attention"]["defended"], rows, rtol=1e-5)
     np.testing.assert_allclose(rows.sum(1), 1, rtol=1e-5)
     np.testing.assert_allclose(attention["probabilities"]["defended"], shares, rtol=1e-5)
-
-
-def test_trigger_path(tiny_run):
-    """With nothing hidden LFR is the run's; hidden in every layer of a two-layer encoder, the trigger does less."""
-    config, summary, _ = tiny_run
-    table = trace(config).set_index(["model", "hidden_in"])
-    for model, name in (("FT", "fine_tuned"), ("PURE", "PURE")):
-        assert table.LFR[model, "none"] == pytest.approx(summary["models"][name]["LFR"])
-    assert list(table.loc["FT"].index) == ["none", 0, 1, "all"]
-    assert table.LFR["FT", "all"] < table.LFR["FT", "none"]
-    attention = table.loc[("FT", 1)]
-    assert 0 < attention.mean_attention < attention.largest_attention <= 1
-    written = pd.read_csv(run_folder(config) / "trigger_path.csv")
-    np.testing.assert_allclose(written["LFR"], table["LFR"])
-
-
-def test_trigger_path_marks_the_inserted_words(tiny_run):
-    config, _, _ = tiny_run
-    tokeniser = load_tokeniser(config.plm)
-    table = other_classes(read_poisoned(config, "test"), config.target_class, 500)
-    texts, marks = tokenise_marked(table, tokeniser, config.triggers, config.max_len)
-    for ids, marked in zip(texts.input_ids, marks, strict=True):
-        words = tokeniser.convert_ids_to_tokens([token for token, mark in zip(ids, marked, strict=True) if mark])
-        assert len(words) == 1 and words[0] in config.triggers
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"attack": "HiddenKiller"}, "HiddenKiller inserts no trigger words .*; expected BadNet, LayerWise, RIPPLe"),
-        ({"seed": 99}, "no model in .*; make it with: python run_all.py .*--seed 99"),
-    ],
-)
-def test_trigger_path_says_what_it_lacks(tiny_run, changes, message):
-    config, _, _ = tiny_run
-    with pytest.raises(UserError, match=message):
-        trace(replace(config, **changes))
 
 
 def test_without_triggered_texts_the_rest_is_shown(tiny_run):
