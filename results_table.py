@@ -4,8 +4,9 @@
     python results_table.py results/grid.csv results/sweep.csv > RESULTS.md
 
 The label flip rate's distance to the benign floor is what a defence leaves of a backdoor. The best label flip rate of each
-attack is in bold; where parameters vary, a star marks the cells that no other cell of that attack beats in both ACC and LFR.
-Above each table stand the settings that its rows share, and the command that makes them.
+attack is in bold, among the cells that have learnt the task; where parameters vary, a star marks the cells that no other
+cell of that attack beats in both ACC and LFR. Above each table stand the settings that its rows share, and the command that
+makes them.
 """
 
 import dataclasses
@@ -33,8 +34,8 @@ MAY_VARY = [
 DESCRIBED = ["plm", "poisoned_model", "trigger_dataset", "clean_dataset", "learning_rate", "epochs", "penalty_coefficient"]
 """Settings that a reader of the table asks for first."""
 
-FLOOR_MARGIN = 0.1
-"""A never-poisoned model this much below the poisoned one's ACC has failed to learn: what it flips is no floor."""
+LEARNT_MARGIN = 0.1
+"""A model this much below another's ACC on the same task has failed to learn: its LFR is neither a floor nor the best."""
 
 
 def read_grid(path: Path) -> pd.DataFrame:
@@ -76,8 +77,9 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
     result["n"] = groups["ACC"].count()
     result["failed"] = groups["ACC"].apply(lambda group: int(group.isna().sum()))
     result = result.reset_index()
-    by_attack = result.groupby("attack")["LFR"]
-    result["best"] = result["LFR"] == by_attack.transform("min")
+    learnt = result["ACC"] >= result.groupby("attack")["ACC"].transform("max") - LEARNT_MARGIN
+    rates = result["LFR"].where(learnt)
+    result["best"] = rates == rates.groupby(result["attack"]).transform("min")
     result["front"] = [not beaten(row, result[result["attack"] == row["attack"]]) for _, row in result.iterrows()]
     return result
 
@@ -86,7 +88,7 @@ def without_floor(table: pd.DataFrame) -> pd.Series:
     """Whether the never-poisoned model of each row failed to learn, so that its LFR is no floor."""
     if "floor_ACC" not in table:
         return pd.Series(False, index=table.index)
-    return table["floor_ACC"] < table["ACC"] - FLOOR_MARGIN
+    return table["floor_ACC"] < table["ACC"] - LEARNT_MARGIN
 
 
 def floor_notes(table: pd.DataFrame) -> list[str]:

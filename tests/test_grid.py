@@ -175,6 +175,13 @@ def test_a_floor_that_learned_nothing_is_none():
     assert "No benign floor" not in results_table(made_up())
 
 
+def test_a_model_that_learned_nothing_is_not_the_best():
+    table = made_up()
+    table.loc[len(table)] = ["BadNet", "MEFT", 11, 0.5, 0.0, 0.1, ""]
+    result = aggregate(table).set_index(["attack", "defence"])["best"]
+    assert result["BadNet", "PURE"] and not result["BadNet", "MEFT"]
+
+
 def test_heading_has_the_command_that_makes_the_rows(tmp_path):
     changes = ["--attack", "BadNet", "StyleBkd", "--seed", "11", "12", "--learning_rate", "2e-5", "1e-4", "--epochs", "1"]
     grid = parse_grid("", ["--preset", "sst2", *changes, "--triggers", "xx", "yy", "--clean_dataset", "other"])
