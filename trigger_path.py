@@ -96,10 +96,10 @@ def trace(config: Config) -> pd.DataFrame:
             raise UserError(f"no model in {folder}; make it with: {command('run_all.py', config)}")
     test = read_poisoned(config, "test")
     table = other_classes(test, config.target_class, len(test))
+    texts, marks = tokenise_marked(table, load_tokeniser(str(folders["FT"])), config.triggers, config.max_len)
     rows = []
     for name, folder in folders.items():
         classifier = load_classifier(folder).to(accelerator.device)
-        texts, marks = tokenise_marked(table, load_tokeniser(str(folder)), config.triggers, config.max_len)
         kept = classifier.attention.head_mask()
         for hidden_in in (NONE, *range(len(kept)), ALL):
             layers = {NONE: [], ALL: list(range(len(kept)))}.get(hidden_in, [hidden_in])
