@@ -250,6 +250,8 @@ def grid_verdict(cells: pd.DataFrame, failed: int, rows: int) -> list[str]:
             lfr.append(f"{first['floor_LFR']:.3f} with a never-poisoned encoder")
         names = f"{' and '.join(best['name'])} {'leaves' if len(best) == 1 else 'leave'}"
         among = " of all" if len(measured) > 1 else ""
+        if measured["LFR"].min() < first["LFR"]:
+            among += " that learnt the task"
         low, high = measured["n"].min(), measured["n"].max()
         seeds = f"{low} to {high} seeds" if low != high else f"{low} seed{'s' if low > 1 else ''}"
         about = f" ({', '.join(lfr)})" if lfr else ""

@@ -122,6 +122,13 @@ def test_grid_verdict_names_the_best_whoever_it_is():
     assert failed == "1 of 12 cells failed."
 
 
+def test_grid_verdict_passes_over_a_model_that_learned_nothing():
+    rows = grid_rows()
+    rows.loc[(rows["attack"] == "BadNet") & (rows["defence"] == "FT"), ["ACC", "LFR"]] = 0.5, 0.0
+    badnet = grid_verdict(aggregate(rows).assign(name=lambda table: table["defence"]), 0, 12)[0]
+    assert "BadNet: PURE leaves the lowest mean LFR of all that learnt the task, 0.200 (0.000 with fine-tuning" in badnet
+
+
 # ---------------------------------------------------------------------------------------------------------- sentences
 
 
