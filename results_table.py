@@ -58,6 +58,11 @@ def read_grid(path: Path) -> pd.DataFrame:
     return table
 
 
+def varying(table: pd.DataFrame) -> list[str]:
+    """What tells a grid's cells apart beside attack, defence and seed."""
+    return [name for name in MAY_VARY if name in table and table[name].nunique(dropna=False) > 1]
+
+
 def aggregate(table: pd.DataFrame) -> pd.DataFrame:
     """One row for each combination of attack, defence and whatever else varies: mean, std and number of seeds.
 
@@ -70,7 +75,7 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
             table[name] = float("nan")
     table.loc[without_floor(table), "floor_LFR"] = float("nan")
     table["distance"] = table["LFR"] - table["floor_LFR"]
-    keys = CELL + [name for name in MAY_VARY if name in table and table[name].nunique(dropna=False) > 1]
+    keys = CELL + varying(table)
     groups = table.groupby(keys, sort=False, dropna=False)
     values = ["ACC", "LFR", "poisoned_LFR", "floor_LFR", "distance", "heads_pruned"]
     result = groups[values].mean().join(groups[values].std().add_suffix("_std"))
@@ -93,7 +98,7 @@ def without_floor(table: pd.DataFrame) -> pd.Series:
 
 def floor_notes(table: pd.DataFrame) -> list[str]:
     """A sentence for each row without a floor because its never-poisoned model failed to learn."""
-    varies = [name for name in MAY_VARY if name in table and table[name].nunique(dropna=False) > 1]
+    varies = varying(table)
     return [
         f"No benign floor: {row['attack']}, {row['defence']}, "
         + "".join(f"{name} {row[name]}, " for name in varies)

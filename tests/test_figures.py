@@ -1,10 +1,13 @@
 """The figures of a report show the numbers they are given."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from config import preset_config
 from figures import (
     attention_figure,
     grid_figure,
@@ -121,6 +124,16 @@ def grid_rows() -> pd.DataFrame:
     ]
     rows[-1] |= {"ACC": np.nan, "LFR": np.nan, "error": "broken"}
     return pd.DataFrame(rows)
+
+
+def written_grid(path: Path, rows: pd.DataFrame, **settings) -> Path:
+    """A CSV file as a grid writes it."""
+    config = dataclasses.asdict(preset_config("quick", **settings))
+    fixed = {
+        name: " ".join(value) if isinstance(value, tuple) else value for name, value in config.items() if name not in rows
+    }
+    rows.assign(**{name: value for name, value in fixed.items() if name != "overwrite"}).to_csv(path, index=False)
+    return path
 
 
 def test_grid_figure_shows_its_numbers():
