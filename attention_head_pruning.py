@@ -17,15 +17,15 @@ from sklearn.metrics import accuracy_score
 from torch import nn
 from tqdm import tqdm
 
-from batching import TokenisedTexts, batches_by_length, tokens_per_batch
-from classifier import Classifier, load_classifier
-from cls_attention import Heads, cls_entropy, cls_variance
 from config import Config, parse_config
-from defence_baselines import fine_tune_baseline
-from defender import DefenderInputs, load_defender_inputs
-from layer_cache import LayerCache
-from runs import DEFENCE_FIELDS, PRUNING_FIELDS, command, fine_tuning_folder, pruning_folder, stage_settings
-from training import predict
+from defences.baselines import fine_tune_baseline
+from encoder.classifier import Classifier, load_classifier
+from encoder.cls_attention import Heads, cls_entropy, cls_variance
+from encoder.layer_cache import LayerCache
+from pipeline.defender import DefenderInputs, load_defender_inputs
+from pipeline.runs import DEFENCE_FIELDS, PRUNING_FIELDS, command, fine_tuning_folder, pruning_folder, stage_settings
+from pipeline.training import predict
+from texts.batching import TokenisedTexts, batches_by_length, tokens_per_batch
 from util import UserError, finished_stage, load_json, make_accelerator, run_script, save_json
 
 RECORD = "attention_head_pruning.json"

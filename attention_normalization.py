@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from attention_head_pruning import load_pruned_heads
-from cls_attention import ClsAttention
 from config import Config, parse_config
-from defender import Phase, load_defender_inputs, new_classifier, train_and_measure
-from runs import DEFENCE_FIELDS, PENALTY_FIELDS, run_folder, stage_settings
-from training import cross_entropy, rates
+from encoder.cls_attention import ClsAttention
+from pipeline.defender import Phase, load_defender_inputs, new_classifier, train_and_measure
+from pipeline.runs import DEFENCE_FIELDS, PENALTY_FIELDS, run_folder, stage_settings
+from pipeline.training import cross_entropy, rates
 from util import finished_stage, make_accelerator, require_writable, run_script
 
 RECORD = "attention_normalization.json"
@@ -61,7 +61,7 @@ def normalise_attention(config: Config) -> dict:
     """Start again from the poisoned encoder, prune, fine-tune; write purified_model and attention_normalization.json.
 
     Returns:
-        What attention_normalization.json holds: as `defender.train_and_measure` says, and w.
+        What attention_normalization.json holds: as `pipeline.defender.train_and_measure` says, and w.
 
     Raises:
         UserError: something to read is missing, a folder is not writable, or the loss is not finite.

@@ -33,12 +33,10 @@ from tqdm import tqdm
 
 from attention_head_pruning import accuracy_without, head_variance, search_heads
 from attention_normalization import pure_objective
-from batching import TokenisedTexts, batches_by_length, shuffled_batches, tokenise, tokens_per_batch
-from classifier import Classifier, load_encoder, load_tokeniser, resolve_plm
-from cls_attention import Heads
 from config import Config, preset_config
-from environment import processor_name
-from published_way import (
+from encoder.classifier import Classifier, load_encoder, load_tokeniser, resolve_plm
+from encoder.cls_attention import Heads
+from experiments.published_way import (
     COEFFICIENT,
     WEIGHTS,
     Published,
@@ -49,8 +47,10 @@ from published_way import (
     published_search,
     published_variance,
 )
-from text_data import class_names, defender_splits
-from training import accuracy, cross_entropy, fine_tune, predict
+from pipeline.environment import processor_name
+from pipeline.training import accuracy, cross_entropy, fine_tune, predict
+from texts.batching import TokenisedTexts, batches_by_length, shuffled_batches, tokenise, tokens_per_batch
+from texts.data_sets import class_names, defender_splits
 from util import UserError, choose_device, has_native_bf16, make_accelerator, quieten_libraries, run_script, save_json
 
 

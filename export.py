@@ -29,14 +29,14 @@ from transformers import (
 
 from attention_head_pruning import RECORD as PRUNING_RECORD
 from attention_normalization import RECORD as NORMALISATION_RECORD
-from batching import TokenisedTexts, batches_by_length, tokenise, tokens_per_batch
-from classifier import Classifier, load_classifier, load_tokeniser
-from cls_attention import remove_pruned_heads
 from config import Config, parse_config
-from model_card import model_card
-from runs import command, fine_tuning_folder, pruning_folder, read_poisoned, run_folder
-from text_data import clean_test
-from training import measure, metrics_of, predict
+from encoder.classifier import Classifier, load_classifier, load_tokeniser
+from encoder.cls_attention import remove_pruned_heads
+from pipeline.runs import command, fine_tuning_folder, pruning_folder, read_poisoned, run_folder
+from pipeline.training import measure, metrics_of, predict
+from reporting.model_card import model_card
+from texts.batching import TokenisedTexts, batches_by_length, tokenise, tokens_per_batch
+from texts.data_sets import clean_test
 from util import UserError, load_json, make_accelerator, run_script, save_json, whole_folder
 
 LARGEST_DIFFERENCE = 1e-4

@@ -19,13 +19,20 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
-from batching import tokenise
-from classifier import Classifier, LayerWiseClassifier, load_encoder, load_tokeniser, resolve_plm
 from config import Config, parse_config
-from environment import environment
-from runs import POISONED_DATA, POISONING_FIELDS, fingerprint_encoder, poisoned_model_folder, read_poisoned, stage_settings
-from text_data import clean_test, clean_train, corpus, fingerprint_texts, load_data
-from training import cross_entropy, fine_tune, measure
+from encoder.classifier import Classifier, LayerWiseClassifier, load_encoder, load_tokeniser, resolve_plm
+from pipeline.environment import environment
+from pipeline.runs import (
+    POISONED_DATA,
+    POISONING_FIELDS,
+    fingerprint_encoder,
+    poisoned_model_folder,
+    read_poisoned,
+    stage_settings,
+)
+from pipeline.training import cross_entropy, fine_tune, measure
+from texts.batching import tokenise
+from texts.data_sets import clean_test, clean_train, corpus, fingerprint_texts, load_data
 from util import finished_stage, make_accelerator, require_writable, run_script, save_json, whole_folder
 
 

@@ -7,7 +7,7 @@
 
 `run_all.py` makes it at its end. The page is one file, which loads nothing; the figures are beside it as PNG and PDF, and
 the training curves as TensorBoard event files if TensorBoard is installed. Nothing is trained here. What needs the
-attacker's triggers is computed for the report alone, and kept for the next one (`analysis.py`).
+attacker's triggers is computed for the report alone, and kept for the next one (`reporting.reporting/analysis.py`).
 """
 
 import dataclasses
@@ -17,13 +17,27 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis import RECORD, analyse, choose_demonstration
 from attention_head_pruning import RECORD as PRUNING_RECORD
 from attention_head_pruning import accuracy_to_keep
 from attention_normalization import RECORD as NORMALISATION_RECORD
-from classifier import load_tokeniser, resolve_plm
 from config import NOT_SETTINGS, PRESETS, Config, check_ranges, parse, preset_config
-from figures import (
+from encoder.classifier import load_tokeniser, resolve_plm
+from experiments.grid import floor_path
+from experiments.results_table import settings_text
+from pipeline.runs import (
+    POISONED_DATA,
+    as_defence,
+    baseline_record,
+    command,
+    defended_model_folder,
+    fingerprint_encoder,
+    poisoned_model_folder,
+    pruning_folder,
+    read_poisoned,
+    run_folder,
+)
+from reporting.analysis import RECORD, analyse, choose_demonstration
+from reporting.figures import (
     attention_figure,
     layers_figure,
     smoothing_window,
@@ -31,10 +45,9 @@ from figures import (
     trajectory_figure,
     variance_figure,
 )
-from grid import floor_path
-from report_grid import report_grid
-from report_page import Figures, keep_figures, write_page
-from report_text import (
+from reporting.grid_page import report_grid
+from reporting.page import Figures, keep_figures, write_page
+from reporting.words import (
     attention_caption,
     attention_titles,
     clean_variance_caption,
@@ -47,20 +60,7 @@ from report_text import (
     variance_caption,
     verdict,
 )
-from results_table import settings_text
-from runs import (
-    POISONED_DATA,
-    as_defence,
-    baseline_record,
-    command,
-    defended_model_folder,
-    fingerprint_encoder,
-    poisoned_model_folder,
-    pruning_folder,
-    read_poisoned,
-    run_folder,
-)
-from text_data import clean_test, defender_splits, fingerprint_texts
+from texts.data_sets import clean_test, defender_splits, fingerprint_texts
 from util import ARITHMETIC, UserError, load_json, make_accelerator, run_script, whole_folder
 
 PAGE = "report.html"
@@ -258,7 +258,7 @@ def run_figures(run: Run, computed: dict, marked: str, validation_texts: int) ->
     """Every figure that a run has the numbers for.
 
     Args:
-        computed: by `analysis.analyse`.
+        computed: by `reporting.analysis.analyse`.
         marked: what is marked in the sentence, in words.
     """
     config, pruning, figures = run.config, run.pruning, {}

@@ -26,18 +26,18 @@ from attention_head_pruning import prune_heads
 from attention_normalization import normalise_attention
 from config import Config, parse_grid
 from Data.make_poisoned_data import make_poisoned_data
-from defence_baselines import fine_tune_baseline
+from defences.baselines import fine_tune_baseline
+from detection.suspicious_texts import compare_predictions, print_comparison
+from experiments.grid import run_grid
+from experiments.results_table import results_table
 from export import export_model
-from grid import run_grid
+from pipeline.runs import POISONED_DATA, fine_tuning_folder, poisoned_model_folder, pruning_folder, read_poisoned, run_folder
+from pipeline.training import rates
 from pretrained_model_poisoning import poison
 from report import report_run
-from report_grid import report_grid
-from results_table import results_table
-from runs import POISONED_DATA, fine_tuning_folder, poisoned_model_folder, pruning_folder, read_poisoned, run_folder
-from suspicious_texts import compare_predictions, print_comparison
-from tables import read_texts
-from text_data import class_names, clean_test, defender_splits
-from training import rates
+from reporting.grid_page import report_grid
+from texts.data_sets import class_names, clean_test, defender_splits
+from texts.tables import read_texts
 from util import ARITHMETIC, UserError, make_accelerator, require_writable, run_script, save_json, whole_folder
 
 TRIGGER = {
@@ -261,7 +261,9 @@ def main() -> None:
         print(f"\nFigures, numbers and settings on one page: {report_run(cells[1])}")
         return
     if grid.suspicious_texts:
-        raise UserError("--suspicious_texts is for one run; give one value of each flag, or use suspicious_texts.py")
+        raise UserError(
+            "--suspicious_texts is for one run; give one value of each flag, or use python -m detection.suspicious_texts"
+        )
     table, path = run_grid(grid)
     print(f"\n{results_table(table)}\n\n{path} has a row per cell; {path.with_suffix('.md')} has this table")
     print(f"Figure, numbers and settings on one page: {report_grid([path])}")

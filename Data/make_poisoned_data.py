@@ -16,8 +16,8 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Started as a script, Python looks beside it only.
 
 from config import Config, parse_config
-from runs import POISONED_DATA, poisoned_data_folder
-from text_data import (
+from pipeline.runs import POISONED_DATA, poisoned_data_folder
+from texts.data_sets import (
     clean_test,
     clean_train,
     evaluation_dataset,

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import benchmark
-from batching import tokenise
 from benchmark import Benchmark, evaluation_flops, markdown, require_agreement, training_flops
-from classifier import Classifier, load_encoder, load_tokeniser
-from published_way import Published
-from text_data import defender_splits
+from encoder.classifier import Classifier, load_encoder, load_tokeniser
+from experiments.published_way import Published
+from texts.batching import tokenise
+from texts.data_sets import defender_splits
 from util import UserError
 
 

@@ -23,15 +23,15 @@ from transformers import BertConfig, BertModel, BertTokenizer
 import predict
 import run_all as run_all_script
 from config import Config, parse_grid, preset_config
+from detection.suspicious_texts import compare_predictions
+from experiments.grid import run_grid
+from experiments.results_table import results_table
 from export import export_model
-from grid import run_grid
-from model_card import WHY_EXACT
+from pipeline.runs import fine_tuning_folder, poisoned_model_folder, run_folder
+from pipeline.training import label_flip_rate
 from pretrained_model_poisoning import poison
-from results_table import results_table
-from runs import fine_tuning_folder, poisoned_model_folder, run_folder
-from suspicious_texts import compare_predictions
-from tables import read_table
-from training import label_flip_rate
+from reporting.model_card import WHY_EXACT
+from texts.tables import read_table
 from util import UserError
 
 WORDS = {"arts": "novel opera poem".split(), "law": "court judge trial".split(), "sport": "goal match team".split()}

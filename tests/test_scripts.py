@@ -17,14 +17,14 @@ from transformers import AutoModel, AutoTokenizer
 import run_all as run_all_script
 from attention_head_pruning import prune_heads
 from attention_normalization import normalise_attention
-from batching import tokenise
-from classifier import load_classifier, load_encoder, load_tokeniser, resolve_plm
 from config import NOT_SETTINGS, PRESETS, parse_config, preset_config
 from Data.make_poisoned_data import make_poisoned_data
+from encoder.classifier import load_classifier, load_encoder, load_tokeniser, resolve_plm
+from pipeline.runs import fine_tuning_folder, poisoned_model_folder, run_folder
+from pipeline.training import accuracy
 from pretrained_model_poisoning import poison
-from runs import fine_tuning_folder, poisoned_model_folder, run_folder
-from text_data import clean_test
-from training import accuracy
+from texts.batching import tokenise
+from texts.data_sets import clean_test
 from util import UserError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,0 +1,1 @@
+"""Defences beside PURE's own two scripts."""

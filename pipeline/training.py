@@ -1,0 +1,236 @@
+"""Fine-tuning that can be killed at any moment, prediction, and the two metrics."""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from sklearn.metrics import accuracy_score, confusion_matrix
+from torch import nn
+from tqdm import tqdm
+from transformers import get_linear_schedule_with_warmup, set_seed
+
+from config import Config
+from encoder.classifier import Classifier
+from texts.batching import TokenisedTexts, batches_by_length, renumber, shuffled_batches, tokens_per_batch
+from util import UserError, remove_stale, write_whole
+
+Objective = Callable[[nn.Module, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+"""Model and batch to the named parts of a loss, which are summed."""
+
+REPORT_EVERY = 20
+"""Steps between two looks at the loss: each look waits for the device."""
+
+
+def cross_entropy(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The objective of plain fine-tuning."""
+    logits = model(batch["input_ids"], batch["attention_mask"])
+    return {"cross_entropy": nn.functional.cross_entropy(logits.float(), batch["labels"])}
+
+
+def fine_tune(
+    model: nn.Module,
+    texts: TokenisedTexts,
+    objective: Objective,
+    *,
+    learning_rate: float,
+    epochs: int,
+    config: Config,
+    accelerator: Accelerator,
+    checkpoint: Path,
+    settings: dict,
+    description: str,
+    reference: TokenisedTexts | None = None,
+) -> dict:
+    """Minimise `objective` in place: AdamW, linear decay without warm-up, clipped gradients; the last epoch is kept.
+
+    Only the embedding rows of tokens that `texts` hold are trained: the gradient of any other row is zero, so that AdamW
+    merely decays it, and that is done at the end in one step.
+
+    After every epoch everything needed to go on is written to `checkpoint`; a later call with equal `settings` goes on from
+    there with the same result, bit for bit on a CPU. The caller removes the checkpoint once it has kept the result.
+
+    Args:
+        reference: other texts, a batch of which goes with every batch, under the key `reference`.
+
+    Returns:
+        `losses`: name of each part of the loss to its value per step; `seconds`: time of each epoch.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    device = accelerator.device
+    if reference:
+        (texts, reference), used = renumber(texts, reference)
+    else:
+        (texts,), used = renumber(texts)
+    embedding = model.encoder.get_input_embeddings()
+    all_rows = embedding.weight.detach()  # [token, channel]
+    embedding.weight = nn.Parameter(all_rows[used])
+    model.to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=device.type in ("cpu", "cuda"))
+    steps = -(-len(texts) // config.batch_size) * epochs
+    schedule = get_linear_schedule_with_warmup(optimizer, num_warmup_steps=0, num_training_steps=steps)
+
+    history = {"losses": {}, "seconds": []}
+    saved = load_checkpoint(checkpoint, settings)
+    if saved:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        history = saved["history"]
+        print(f"  {description}: {len(history['seconds'])} of {epochs} epochs were done already")
+
+    remove_stale(checkpoint)
+    model.train()
+    for epoch in range(len(history["seconds"]), epochs):
+        started = time.perf_counter()
+        # Dropout depends on seed and epoch alone, not on what ran before: a resumed run equals an undisturbed one.
+        set_seed(config.seed * 1000 + epoch)
+        losses: list[dict[str, torch.Tensor]] = []
+        batches = shuffled_batches(texts.lengths, config.batch_size, config.seed, epoch)
+        if reference:
+            beside = itertools.cycle(shuffled_batches(reference.lengths, config.batch_size, config.seed, epoch))
+        with tqdm(
+            total=len(texts), desc=f"{description} {epoch + 1}/{epochs}", unit="text", leave=False, disable=None
+        ) as bar:
+            for indices in batches:
+                batch = texts.batch(indices, device)
+                if reference:
+                    batch["reference"] = reference.batch(next(beside), device)
+                with accelerator.autocast():
+                    parts = objective(model, batch)
+                accelerator.backward(sum(parts.values()))
+                accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad(set_to_none=True)
+                losses.append({name: part.detach() for name, part in parts.items()})
+                bar.update(len(indices))
+                if len(losses) % REPORT_EVERY == 0 or len(losses) == len(batches):
+                    bar.set_postfix(loss=f"{require_finite(losses[-REPORT_EVERY:], learning_rate, description):.3f}")
+        for name in losses[0]:
+            values = torch.stack([parts[name] for parts in losses]).tolist()
+            history["losses"].setdefault(name, []).extend(float(f"{value:.6g}") for value in values)
+        seconds = time.perf_counter() - started
+        history["seconds"].append(round(seconds, 2))
+        means = ", ".join(
+            f"{name.replace('_', ' ')} {np.mean(history['losses'][name][-len(losses) :]):.3f}" for name in losses[0]
+        )
+        print(f"  {description}, epoch {epoch + 1} of {epochs}: {means}, {len(texts) / seconds:.0f} texts/s")
+        state = {
+            "settings": settings,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "history": history,
+        }
+        write_whole(checkpoint, lambda temporary, state=state: torch.save(state, temporary))
+    weight_decay = optimizer.param_groups[0]["weight_decay"]
+    decay = np.prod(
+        [1 - learning_rate * factor(step) * weight_decay for factor in schedule.lr_lambdas for step in range(steps)]
+    )
+    all_rows = (all_rows * decay).to(device)
+    all_rows[used] = embedding.weight.detach()
+    embedding.weight = nn.Parameter(all_rows)
+    return history
+
+
+def require_finite(losses: list[dict[str, torch.Tensor]], learning_rate: float, description: str) -> float:
+    """The mean of the latest losses; a UserError if it is no number."""
+    mean = torch.stack([sum(parts.values()) for parts in losses]).mean().item()
+    if not np.isfinite(mean):
+        raise UserError(
+            f"{description}: the loss is {mean}; nothing of this epoch is kept. Try a lower learning rate than "
+            f"{learning_rate:g}, or --precision fp32"
+        )
+    return mean
+
+
+def load_checkpoint(path: Path, settings: dict) -> dict | None:
+    """A checkpoint that was made with these settings, on the CPU; None if there is none."""
+    if not path.exists():
+        return None
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    return saved if saved["settings"] == settings else None
+
+
+@torch.inference_mode()
+def predict(
+    classifier: Classifier, texts: TokenisedTexts, description: str, accelerator: Accelerator | None = None
+) -> torch.Tensor:
+    """Logits [text, class] in fp32 on the CPU, in the texts' order; evaluation mode.
+
+    Args:
+        accelerator: whose arithmetic is used; fp32 if there is none.
+    """
+    classifier.eval()
+    device = classifier.head.weight.device
+    logits = torch.empty(len(texts), classifier.head.out_features)
+    # Around the loop, so that autocast converts each weight once and not per batch.
+    arithmetic = accelerator.autocast() if accelerator else contextlib.nullcontext()
+    with arithmetic, tqdm(total=len(texts), desc=description, unit="text", leave=False, disable=None) as bar:
+        for indices in batches_by_length(texts.lengths, tokens_per_batch(device)):
+            batch = texts.batch(indices, device)
+            logits[indices] = classifier(batch["input_ids"], batch["attention_mask"]).float().cpu()
+            bar.update(len(indices))
+    return logits
+
+
+def accuracy(
+    classifier: Classifier, texts: TokenisedTexts, description: str = "accuracy", accelerator: Accelerator | None = None
+) -> float:
+    """ACC: the share of texts whose predicted class is their label."""
+    return float(accuracy_score(texts.labels, predict(classifier, texts, description, accelerator).argmax(-1)))
+
+
+def label_flip_rate(confusion: np.ndarray, target_class: int) -> float:
+    """LFR: the share of texts of all other classes that are predicted as the target class.
+
+    cm[0, 1] / (cm[0, 0] + cm[0, 1]) for two classes and target 1.
+
+    Args:
+        confusion: [true class, predicted class], counts.
+        target_class: the attacker's.
+    """
+    others = np.delete(confusion, target_class, axis=0)
+    return float(others[:, target_class].sum() / others.sum())
+
+
+def measure(
+    classifier: Classifier,
+    clean: TokenisedTexts,
+    poisoned: TokenisedTexts | None,
+    target_class: int,
+    accelerator: Accelerator | None = None,
+) -> dict:
+    """ACC, LFR and confusion matrices [true class, predicted class] on the clean and on the poisoned test set.
+
+    Without a poisoned test set there is no LFR.
+    """
+    confusions = {}
+    for name, texts in [("clean", clean)] + ([("poisoned", poisoned)] if poisoned else []):
+        predicted = predict(classifier, texts, f"{name} test", accelerator).argmax(-1)
+        confusions[name] = confusion_matrix(texts.labels, predicted, labels=range(classifier.head.out_features))
+    return metrics_of(confusions, target_class)
+
+
+def metrics_of(confusions: dict[str, np.ndarray], target_class: int) -> dict:
+    """ACC, LFR and the confusion matrices they come from: `clean` and, if there is one, `poisoned`."""
+    result = {}
+    for name, confusion in confusions.items():
+        result[name] = {"accuracy": float(confusion.trace() / confusion.sum())}
+        if "poisoned" in confusions:
+            result[name]["label_flip_rate"] = label_flip_rate(confusion, target_class)
+        result[name]["confusion_matrix"] = confusion.tolist()
+    rates = {"LFR": result["poisoned"]["label_flip_rate"]} if "poisoned" in confusions else {}
+    return {"ACC": result["clean"]["accuracy"], **rates, **result}
+
+
+def rates(metrics: dict) -> str:
+    """ACC, and LFR if it was measured, in words."""
+    return ", ".join(f"{name} {metrics[name]:.3f}" for name in ("ACC", "LFR") if name in metrics)

@@ -1,0 +1,1 @@
+"""Figures, words and pages about what was found."""

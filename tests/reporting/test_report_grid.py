@@ -1,0 +1,107 @@
+"""The page of a grid: its sentences, its table, its figures, and files that make no page."""
+
+import html
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_figures import grid_rows, written_grid
+from test_report import error_of, table_of
+
+from experiments.results_table import aggregate, grid_command
+from reporting.figures import pareto_figure
+from reporting.grid_page import combine, report_grid, what_varied
+from reporting.words import grid_verdict
+from util import UserError
+
+
+def test_grid_verdict_names_the_best_whoever_it_is():
+    rows = grid_rows()
+    rows.loc[rows["attack"] == "StyleBkd", "LFR"] = [0.1, 0.2, 0.3, 0.4, 0.5, np.nan]
+    cells = aggregate(rows).assign(name=lambda table: table["defence"])
+    badnet, stylebkd, failed = grid_verdict(cells, 1, 12)
+    assert "BadNet: PURE leaves the lowest mean LFR of all, 0.200 (0.900 with fine-tuning alone, 0.110 with a" in badnet
+    assert "StyleBkd: FT leaves the lowest mean LFR of all, 0.200, at an ACC of 0.890; 2 to 3 seeds each." in stylebkd
+    assert failed == "1 of 12 cells failed."
+
+
+def test_grid_verdict_passes_over_a_model_that_learned_nothing():
+    rows = grid_rows()
+    rows.loc[(rows["attack"] == "BadNet") & (rows["defence"] == "FT"), ["ACC", "LFR"]] = 0.5, 0.0
+    badnet = grid_verdict(aggregate(rows).assign(name=lambda table: table["defence"]), 0, 12)[0]
+    assert "BadNet: PURE leaves the lowest mean LFR of all that learnt the task, 0.200 (0.000 with fine-tuning" in badnet
+
+
+def test_page_of_a_grid(tmp_path):
+    rows = grid_rows()
+    path = written_grid(tmp_path / "compare.csv", rows, epochs=4, triggers=("bb", "cf"))
+    page = report_grid([path])
+    header, *lines = table_of(page, "numbers")
+    assert page == tmp_path / "compare.html" and len(lines) == 4
+    line = dict(zip(header, lines[1], strict=True))
+    lfr = rows["LFR"][3:6]
+    assert line["LFR"] == f"{lfr.mean():.3f} ± {lfr.std():.3f}" and line["benign floor"] == "0.110 ± 0.010"
+    header, *lines = table_of(page, "cells")
+    assert [line[header.index("LFR")] for line in lines] == [*(f"{value:.3f}" for value in rows["LFR"][:-1]), "-"]
+    assert lines[-1][header.index("error")] == "broken"
+    text = html.unescape(page.read_text())
+    expected = (
+        "python run_all.py --preset quick --attack BadNet StyleBkd --seed 11 12 13 --triggers bb cf --epochs 4 "
+        "--benign_floor --table compare"
+    )
+    assert expected in text and grid_command(path) == expected and "1 of 12 cells failed" in text
+    assert (tmp_path / "compare_figures/grid.pdf").exists()
+
+
+def test_pareto_figure_shows_its_numbers(tmp_path):
+    rows = pd.DataFrame(
+        [("BadNet", "FT", 2e-5, 0.9, 0.5), ("BadNet", "PURE", 2e-5, 0.88, 0.3), ("BadNet", "PURE", 1e-4, 0.87, 0.4)],
+        columns=["attack", "defence", "learning_rate", "ACC", "LFR"],
+    ).assign(seed=11, floor_LFR=[0.2, 0.1, 0.1], error="")
+    cells = aggregate(rows).assign(varied=["a", "b", "c"])
+    ax = pareto_figure(cells).axes[0]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    assert lines["FT"] == [[0.5, 0.9]] and lines["PURE"] == [[0.3, 0.88], [0.4, 0.87]]
+    assert lines["Pareto front"] == [[0.3, 0.88], [0.5, 0.9]]
+    assert lines["benign floor, lowest"][0][0] == 0.1 and [text.get_text() for text in ax.texts] == ["a", "b", "c"]
+    page = report_grid([written_grid(tmp_path / "sweep.csv", rows)])
+    assert (tmp_path / "sweep_figures/pareto.pdf").exists() and "beside it: learning rate (" in page.read_text()
+
+
+def test_what_stands_beside_a_mark_is_what_the_defence_takes_notice_of():
+    cell = pd.Series({"defence": "FT", "learning_rate": 2e-5, "penalty_coefficient": 0.15})
+    assert what_varied(cell, ["learning_rate", "penalty_coefficient"]) == "2e-05"
+    assert what_varied(cell.replace("FT", "PURE"), ["learning_rate", "penalty_coefficient"]) == "2e-05, 0.15"
+
+
+def test_a_grid_in_several_files(tmp_path):
+    rows = grid_rows()
+    paths = [
+        written_grid(tmp_path / f"{seed}.csv", rows[rows["seed"] == seed].reset_index(drop=True)) for seed in (11, 12, 13)
+    ]
+    assert table_of(report_grid(paths), "numbers") == table_of(
+        report_grid([written_grid(tmp_path / "all.csv", rows)]), "numbers"
+    )
+    with pytest.raises(UserError, match=r"the cell BadNet, FT, seed 11 is there twice, in .*11.csv"):
+        combine([paths[0], paths[0]])
+    other = written_grid(tmp_path / "other.csv", rows[rows["seed"] == 12], epochs=9)
+    with pytest.raises(UserError, match=r"the cells differ in epochs \(3, 9\)"):
+        combine([paths[0], other])
+
+
+def test_files_that_are_no_grid(tmp_path, monkeypatch, capsys):
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    errors = error_of(monkeypatch, capsys, "--csv", str(tmp_path / "other.csv"))
+    assert "is no grid's CSV file: it has no column attack" in errors
+    assert list(tmp_path.iterdir()) == [tmp_path / "other.csv"]
+    with pytest.raises(UserError, match=r"can't read .*nosuch.csv"):
+        report_grid([tmp_path / "nosuch.csv"])
+    path = written_grid(tmp_path / "wrong.csv", grid_rows().astype({"LFR": object}).replace({"LFR": {1.0: "high"}}))
+    with pytest.raises(UserError, match=r"column LFR holds 'high'; expected numbers"):
+        report_grid([path])
+
+
+def test_a_grid_of_which_nothing_is_finished(tmp_path):
+    rows = grid_rows().assign(error="broken").drop(columns=["ACC", "LFR", "floor_LFR", "heads_pruned"])
+    text = report_grid([written_grid(tmp_path / "grid.csv", rows)]).read_text()
+    assert "BadNet: no cell has finished." in text and "12 of 12 cells failed" in text and "<img" not in text

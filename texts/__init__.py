@@ -1,0 +1,1 @@
+"""Tables of text, data sets, and batches of tokens."""
