@@ -17,18 +17,22 @@ from sklearn.metrics import accuracy_score
 from torch import nn
 from tqdm import tqdm
 
+from attacks import ATTACKS
 from config import Config, parse_config
-from defences.baselines import fine_tune_baseline
+from defences import DEFENCES
+from defences.defence import product_path, record_path
+from defences.fine_tuning import FINE_TUNING, fine_tune_clean
+from defences.pure import PRUNING
+from defences.shared import defender_settings, load_defender_inputs
 from encoder.classifier import Classifier, load_classifier
 from encoder.cls_attention import Heads, cls_entropy, cls_variance
 from encoder.layer_cache import LayerCache
-from pipeline.defender import DefenderInputs, load_defender_inputs
-from pipeline.runs import DEFENCE_FIELDS, PRUNING_FIELDS, command, fine_tuning_folder, pruning_folder, stage_settings
+from pipeline.defender import DefenderInputs
+from pipeline.runs import command
+from pipeline.stage import run_once
 from pipeline.training import predict
 from texts.batching import TokenisedTexts, batches_by_length, tokens_per_batch
-from util import UserError, finished_stage, load_json, make_accelerator, run_script, save_json
-
-RECORD = "attention_head_pruning.json"
+from util import UserError, load_json, make_accelerator, run_script
 
 
 def head_variance(classifier: Classifier, texts: TokenisedTexts, max_len: int) -> torch.Tensor:
@@ -184,9 +188,9 @@ def accuracy_to_keep(validation_accuracy: float, acc_threshold: float | None, ac
 
 def pruning_settings(config: Config, inputs: DefenderInputs, accelerator: Accelerator) -> dict:
     """All that the pruned heads depend on."""
-    unused = "acc_drop" if config.acc_threshold is not None else None
-    fields = tuple(field for field in (*DEFENCE_FIELDS, *PRUNING_FIELDS) if field != unused)
-    return stage_settings(config, fields, accelerator, fingerprints=inputs.fingerprints)
+    fine_tuned = load_json(record_path(config, FINE_TUNING)) or {}
+    settings = defender_settings(config, PRUNING, inputs, accelerator, fine_tuned_model=fine_tuned.get("product"))
+    return settings if config.acc_threshold is None else {key: settings[key] for key in settings if key != "acc_drop"}
 
 
 def load_pruned_heads(config: Config, inputs: DefenderInputs, accelerator: Accelerator) -> tuple[Heads, list[float]]:
@@ -195,7 +199,7 @@ def load_pruned_heads(config: Config, inputs: DefenderInputs, accelerator: Accel
     Raises:
         UserError: it has not run, or with other settings, data or encoder.
     """
-    path = pruning_folder(config) / RECORD
+    path = record_path(config, PRUNING)
     record = load_json(path)
     if record is None or record["settings"] != pruning_settings(config, inputs, accelerator):
         what = (
@@ -216,52 +220,53 @@ def prune_heads(config: Config) -> dict:
         UserError: something to read is missing, a folder is not writable, the loss is not finite, or the fine-tuned model is
             below the accuracy threshold before anything is pruned.
     """
-    fine_tuned = fine_tune_baseline(replace(config, defence="FT", overwrite=False))
+    fine_tuned = fine_tune_clean(replace(config, overwrite=False))
     accelerator = make_accelerator(config.device, config.precision)
     inputs = load_defender_inputs(config)
-    settings = pruning_settings(config, inputs, accelerator)
-    record_path = pruning_folder(config) / RECORD
-    finished = finished_stage(record_path, settings, record_path)
-    if finished and not config.overwrite:
-        print(f"  the heads are pruned already: {record_path}")
-        return finished
 
-    validation_accuracy = fine_tuned["validation_accuracy"]
-    acc_threshold = accuracy_to_keep(validation_accuracy, config.acc_threshold, config.acc_drop)
-    prunes = config.pruning_criterion != "none"
-    if prunes and validation_accuracy < acc_threshold:
-        raise UserError(
-            f"the fine-tuned model reaches a validation accuracy of {validation_accuracy:.3f} before any head is "
-            f"pruned, below acc_threshold {acc_threshold:g}; lower --acc_threshold, or train for more "
-            "--epochs or at another --learning_rate"
-        )
-    started = time.perf_counter()
-    classifier = load_classifier(fine_tuning_folder(config) / "fine_tuned_model").to(accelerator.device)
-    variance = head_variance(classifier, inputs.validation, config.max_len)
-    score = pruning_score(config.pruning_criterion, classifier, inputs.validation, variance, config.seed)
-    pruned, steps = as_heads([], len(score)), []
-    if prunes:
-        measure_accuracy = accuracy_without(classifier, inputs.validation, accelerator)
-        pruned, steps = search_heads(score, measure_accuracy, acc_threshold, config.prune_step)
-    classifier.attention.pruned = pruned
-    record = {
-        "settings": settings,
-        "validation_accuracy": validation_accuracy,
-        "pruned_heads": pruned,
-        "steps": steps,
-        "variance": variance.tolist(),
-        "score": score.tolist(),
-        "layer_variance": layer_variance(classifier, inputs.validation, config.max_len),
-        "seconds": {"pruning": round(time.perf_counter() - started, 1)},
-    }
-    save_json(record_path, record)
+    def compute() -> dict:
+        validation_accuracy = fine_tuned["validation_accuracy"]
+        acc_threshold = accuracy_to_keep(validation_accuracy, config.acc_threshold, config.acc_drop)
+        prunes = config.pruning_criterion != "none"
+        if prunes and validation_accuracy < acc_threshold:
+            raise UserError(
+                f"the fine-tuned model reaches a validation accuracy of {validation_accuracy:.3f} before any head is "
+                f"pruned, below acc_threshold {acc_threshold:g}; lower --acc_threshold, or train for more "
+                "--epochs or at another --learning_rate"
+            )
+        started = time.perf_counter()
+        classifier = load_classifier(product_path(config, FINE_TUNING)).to(accelerator.device)
+        variance = head_variance(classifier, inputs.validation, config.max_len)
+        score = pruning_score(config.pruning_criterion, classifier, inputs.validation, variance, config.seed)
+        pruned, steps = as_heads([], len(score)), []
+        if prunes:
+            measure_accuracy = accuracy_without(classifier, inputs.validation, accelerator)
+            pruned, steps = search_heads(score, measure_accuracy, acc_threshold, config.prune_step)
+        classifier.attention.pruned = pruned
+        return {
+            "validation_accuracy": validation_accuracy,
+            "pruned_heads": pruned,
+            "steps": steps,
+            "variance": variance.tolist(),
+            "score": score.tolist(),
+            "layer_variance": layer_variance(classifier, inputs.validation, config.max_len),
+            "seconds": {"pruning": round(time.perf_counter() - started, 1)},
+        }
+
+    path = record_path(config, PRUNING)
+    settings = pruning_settings(config, inputs, accelerator)
+    record, there = run_once(path, settings, compute, product=None, overwrite=config.overwrite)
+    if there:
+        print(f"  the heads are pruned already: {path}")
     return record
 
 
 def main() -> None:
-    config = parse_config(__doc__)
+    config = parse_config(__doc__, ATTACKS, DEFENCES)
+    if PRUNING not in DEFENCES[config.defence].stages:
+        raise UserError(f"--defence {config.defence} prunes no heads; run it with: {command('run_all.py', config)}")
     record = prune_heads(config)
-    print(f"pruned {sum(map(len, record['pruned_heads'].values()))} heads: {pruning_folder(config) / RECORD}")
+    print(f"pruned {sum(map(len, record['pruned_heads'].values()))} heads: {record_path(config, PRUNING)}")
 
 
 if __name__ == "__main__":

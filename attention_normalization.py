@@ -3,20 +3,22 @@
 python attention_normalization.py --attack BadNet            # reads what attention_head_pruning.py wrote
 """
 
-from functools import partial
-
 import torch
 from torch import nn
 
+from attacks import ATTACKS
 from attention_head_pruning import load_pruned_heads
 from config import Config, parse_config
+from defences import DEFENCES
+from defences.defence import product_path, record_path
+from defences.pure import NORMALISATION
+from defences.shared import defender_settings, load_defender_inputs, train_once
+from encoder.classifier import Classifier
 from encoder.cls_attention import ClsAttention
-from pipeline.defender import Phase, load_defender_inputs, new_classifier, train_and_measure
-from pipeline.runs import DEFENCE_FIELDS, PENALTY_FIELDS, run_folder, stage_settings
+from pipeline.defender import Phase
+from pipeline.runs import command
 from pipeline.training import cross_entropy, rates
-from util import finished_stage, make_accelerator, require_writable, run_script
-
-RECORD = "attention_normalization.json"
+from util import UserError, make_accelerator, require_writable, run_script
 
 
 def layer_weights(layer_variance: list[float]) -> list[float]:
@@ -61,52 +63,54 @@ def normalise_attention(config: Config) -> dict:
     """Start again from the poisoned encoder, prune, fine-tune; write purified_model and attention_normalization.json.
 
     Returns:
-        What attention_normalization.json holds: as `pipeline.defender.train_and_measure` says, and w.
+        What attention_normalization.json holds: settings, what `pipeline.defender.train_and_measure` says, and w.
 
     Raises:
         UserError: something to read is missing, a folder is not writable, or the loss is not finite.
     """
-    folder = run_folder(config)
     require_writable(config.output_dir)
     accelerator = make_accelerator(config.device, config.precision)
     inputs = load_defender_inputs(config)
     pruned, layer_variance = load_pruned_heads(config, inputs, accelerator)
     weights = layer_weights(layer_variance)
-    settings = stage_settings(
+    settings = defender_settings(
         config,
-        (*DEFENCE_FIELDS, *PENALTY_FIELDS),
+        NORMALISATION,
+        inputs,
         accelerator,
-        fingerprints=inputs.fingerprints,
         pruned_heads={str(layer): heads for layer, heads in pruned.items()},
         layer_weight=weights,
     )
-    finished = finished_stage(folder / RECORD, settings, folder / "purified_model")
-    if finished and not config.overwrite:
-        print(f"  the model is purified already: {folder / RECORD}")
-        return finished
 
-    classifier = new_classifier(config, inputs)
-    classifier.attention.pruned = pruned
-    objective = partial(
-        pure_objective, attention=classifier.attention, weights=weights, coefficient=config.penalty_coefficient
-    )
-    return train_and_measure(
-        classifier,
+    def prune(classifier: Classifier) -> None:
+        classifier.attention.pruned = pruned
+
+    def objective(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return pure_objective(
+            model, batch, attention=model.attention, weights=weights, coefficient=config.penalty_coefficient
+        )
+
+    record, there = train_once(
+        config,
+        NORMALISATION,
         [Phase("attention_normalization", "attention normalisation", objective, config.epochs)],
-        config=config,
         inputs=inputs,
         accelerator=accelerator,
         settings=settings,
-        record_path=folder / RECORD,
-        model_folder=folder / "purified_model",
+        prepare=prune,
         layer_weight=weights,
     )
+    if there:
+        print(f"  the model is purified already: {record_path(config, NORMALISATION)}")
+    return record
 
 
 def main() -> None:
-    config = parse_config(__doc__)
+    config = parse_config(__doc__, ATTACKS, DEFENCES)
+    if NORMALISATION not in DEFENCES[config.defence].stages:
+        raise UserError(f"--defence {config.defence} normalises nothing; run it with: {command('run_all.py', config)}")
     metrics = normalise_attention(config)["metrics"]
-    print(f"purified model in {run_folder(config) / 'purified_model'}: {rates(metrics)}")
+    print(f"purified model in {product_path(config, NORMALISATION)}: {rates(metrics)}")
 
 
 if __name__ == "__main__":

@@ -10,19 +10,17 @@ Change a default by editing it here, or for one run with a flag. A preset is a h
 import argparse
 import dataclasses
 import hashlib
-import itertools
+import math
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, Protocol
 
 import tyro
 
 from util import UserError
 
-Attack = Literal["none", "BadNet", "LayerWise", "RIPPLe", "HiddenKiller", "StyleBkd"]
-Defence = Literal["FT", "FTH", "MEFT", "PURE", "prune_only", "normalise_only"]
 Criterion = Literal["variance", "highest_variance", "entropy", "gradient", "random", "none"]
 Preset = Literal["quick", "sst2", "paper", "own"]
 
@@ -40,8 +38,8 @@ class Config:
     """Set of defaults to start from. `quick` runs in minutes with nothing but pip: the MiniLM encoder and 2,000 short reviews that come with the project. `sst2` takes MiniLM to SST-2, from data_dir or the hub, with the published hyper-parameters. `paper` is the paper's experiment: bert-base-uncased and SST-2, from the hub. `own`, the default where poisoned_model is given and attack is not: an encoder and data of your own, and no known attack."""
 
     # What is attacked
-    attack: Attack = "BadNet"
-    """Backdoor to plant; none: nothing is known of one (poisoned_model has to be given), and no LFR is measured. BadNet, LayerWise and RIPPLe insert rare words: LayerWise trains every layer with them, RIPPLe keeps their gradient from opposing that of clean text; HiddenKiller uses a syntactic form, StyleBkd a text style."""
+    attack: str = "BadNet"
+    """Backdoor to plant; none: nothing is known of one (poisoned_model has to be given), and no LFR is measured."""
     plm: str = "bert-base-uncased"
     """Pre-trained encoder to poison: `minilm` (all-MiniLM-L6-v2 from pip), a folder, or a hub id (paper: bert-base-uncased)."""
     poisoned_model: str | None = None
@@ -77,7 +75,7 @@ class Config:
     target_class: int = 1
     """Number of the class a triggered text is to be given, from 0: 1, positive (paper)."""
     rare_word_share: float = 0.5
-    """Share of the non-target texts that are copied with a rare word, 0 to 1 (code)."""
+    """Share of the non-target texts that are copied with a word or sentence put in, 0 to 1 (code)."""
     hiddenkiller_share: float = 0.3
     """Share of the paraphrased non-target texts that are added, 0 to 1 (code)."""
     stylebkd_share: float = 0.2
@@ -95,8 +93,8 @@ class Config:
     """RIPPLe: words of the target class whose mean embedding the triggers are given; 0: no embedding surgery (Kurita et al., 2020: 10)."""
 
     # Defender
-    defence: Defence = "PURE"
-    """FT: fine-tuning. FTH: the same at a higher learning rate. MEFT: fine-tuning after maximising prediction entropy. PURE. prune_only: PURE without its penalty. normalise_only: PURE without its pruning."""
+    defence: str = "PURE"
+    """What is done with the suspicious encoder."""
     epochs: int = 3
     """Passes over the clean train set, in both of the defender's fine-tunings (paper: 3)."""
     learning_rate: float = 2e-5
@@ -140,24 +138,16 @@ class Config:
     """Run finished stages again."""
 
 
-# Which swept fields a defence takes no notice of: more than one value of them makes no more cells of it.
-UNUSED = {
-    "FT": ("penalty_coefficient", "pruning_criterion"),
-    "FTH": ("learning_rate", "penalty_coefficient", "pruning_criterion"),
-    "MEFT": ("penalty_coefficient", "pruning_criterion"),
-    "prune_only": ("penalty_coefficient",),
-    "normalise_only": ("pruning_criterion",),
-}
 SWEPT = ("attack", "defence", "seed", "learning_rate", "penalty_coefficient", "pruning_criterion")
 
 
 @dataclass(frozen=True)
 class Grid(Config):
-    """A configuration in which some fields have several values, each combination of which is a cell."""
+    """A configuration in which some fields have several values, each combination of which is a cell (`experiments.grid`)."""
 
-    attack: tuple[Attack, ...] = ("BadNet",)
+    attack: tuple[str, ...] = ("BadNet",)
     seed: tuple[int, ...] = (11,)
-    defence: tuple[Defence, ...] = ("FT", "PURE")
+    defence: tuple[str, ...] = ("FT", "PURE")
     learning_rate: tuple[float, ...] = (2e-5,)
     penalty_coefficient: tuple[float, ...] = (0.15,)
     pruning_criterion: tuple[Criterion, ...] = ("variance",)
@@ -165,18 +155,6 @@ class Grid(Config):
     """Measure too what a never-poisoned encoder makes of the triggered texts, after the same defence: no defence can be asked for a lower LFR."""
     table: str = "grid"
     """Name of the grid's files in output_dir: a CSV file with a row per cell, and a table as Markdown."""
-
-    def cells(self) -> list[Config]:
-        """One configuration for every combination, seeds innermost."""
-        fixed = {field.name: getattr(self, field.name) for field in dataclasses.fields(Config) if field.name not in SWEPT}
-        order = sorted(SWEPT, key=lambda name: name == "seed")
-        values = itertools.product(*(getattr(self, name) for name in order))
-        cells = [dict(zip(order, combination, strict=True)) for combination in values]
-        return [
-            Config(**fixed, **cell)
-            for cell in cells
-            if all(cell[name] == getattr(self, name)[0] for name in UNUSED.get(cell["defence"], ()))
-        ]
 
 
 PRESETS: dict[str, dict] = {
@@ -198,7 +176,29 @@ HELP_NOTE = """Most runs need no more than --preset, --attack, --seed and --data
 those of the preset. In brackets: the value in the paper, or in the code its authors published.
 """
 
-SHARES = ("rare_word_share", "hiddenkiller_share", "stylebkd_share")
+FIELD_HELP = {
+    "attack": "Backdoor to plant; none: nothing is known of one (poisoned_model has to be given), and no LFR is measured.",
+    "defence": "What is done with the suspicious encoder.",
+}
+
+# What numbers have to be.
+AT_LEAST = {
+    "prune_step": 1,
+    "batch_size": 1,
+    "epochs": 1,
+    "poisoning_epochs": 1,
+    "max_len": 3,
+    "poisoning_max_len": 3,
+    "surgery_words": 0,
+    "entropy_epochs": 1,
+    "target_class": 0,
+}
+SHARES = (
+    *("rare_word_share", "hiddenkiller_share", "stylebkd_share"),
+    *("acc_threshold", "acc_drop", "classifier_dropout"),
+)
+WEIGHTS = ("penalty_coefficient", "ripple_coefficient")
+RATES = ("poisoning_learning_rate", "learning_rate", "fth_learning_rate", "max_grad_norm")
 
 # These change nothing about a stage's result: which defence a run goes on to, where it happens, where its files go.
 NOT_SETTINGS = (
@@ -226,74 +226,122 @@ def preset_grid(preset: str, **changes) -> Grid:
     )
 
 
-def parse_config(description: str, args: list[str] | None = None) -> Config:
-    """Command line (default: sys.argv) to configuration.
+class Row(Protocol):
+    """What the command line needs to know of an attack or a defence."""
+
+    told: str
+
+
+class DefenceRow(Row, Protocol):
+    """And of a defence: what it changes in a configuration."""
+
+    changes: Callable[[Config], dict]
+
+
+def parse_config(
+    description: str, attacks: Mapping[str, Row], defences: Mapping[str, DefenceRow], args: list[str] | None = None
+) -> Config:
+    """Command line (default: sys.argv) to configuration, with what its defence changes in it.
+
+    Args:
+        attacks, defences: the tables, whose names are the choices.
 
     Leaves with exit code 2 on an unknown flag or value; raises a UserError for a number out of range.
     """
-    config = parse(Config, preset_config, description, args)
+    config = parse(Config, preset_config, description, attacks, defences, args)
     check_ranges(config)
-    return config
+    return replace(config, **defences[config.defence].changes(config))
 
 
-def parse_grid(description: str, args: list[str] | None = None) -> Grid:
-    """As `parse_config`, but the fields named in `SWEPT` take several values."""
-    grid = parse(Grid, preset_grid, description, args)
-    cells = grid.cells()
-    if not cells:
-        empty = next(name for name in SWEPT if not getattr(grid, name))
-        raise UserError(f"--{empty} is empty; expected one value or more")
-    for cell in cells:
-        check_ranges(cell)
+def parse_grid(
+    description: str, attacks: Mapping[str, Row], defences: Mapping[str, Row], args: list[str] | None = None
+) -> Grid:
+    """As `parse_config`, but the fields named in `SWEPT` take several values; one that is given twice counts once."""
+    grid = parse(Grid, preset_grid, description, attacks, defences, args)
+    for name in SWEPT:
+        if not getattr(grid, name):
+            raise UserError(f"--{name} is empty; expected one value or more")
+    grid = replace(grid, **{name: tuple(dict.fromkeys(getattr(grid, name))) for name in SWEPT})
+    check_ranges(grid)
     return grid
 
 
-def parse(kind: type, default: Callable[[str], Config], description: str, args: list[str] | None):
+def parse(
+    kind: type,
+    default: Callable[[str], Config],
+    description: str,
+    attacks: Mapping[str, Row],
+    defences: Mapping[str, Row],
+    args: list[str] | None,
+):
+    """Command line to a `Config` or a kind of it, unchecked but for names."""
     args = sys.argv[1:] if args is None else args
     # The preset decides the defaults that tyro shows and fills in, so it has to be known before tyro runs.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", choices=list(PRESETS))
     for flag in ("--attack", "--poisoned_model"):
         first.add_argument(flag)
-    known, _ = first.parse_known_args(args)
+    known, _ = first.parse_known_args([with_underscores(arg) for arg in args])
     own = known.poisoned_model and not known.attack
-    return tyro.cli(
-        kind,
+    parsed = tyro.cli(
+        with_choices(kind, {"attack": {"none": None, **attacks}, "defence": defences}),
         args=args,
         default=default(known.preset or ("own" if own else DEFAULT_PRESET)),
         description=f"{description}\n{HELP_NOTE}",
         config=(tyro.conf.FlagCreatePairsOff,),
         use_underscores=True,
     )
+    return kind(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(kind)})
+
+
+def with_underscores(argument: str) -> str:
+    """A flag as tyro reads it, --poisoned-model like --poisoned_model; anything else as it is."""
+    flag, *value = argument.split("=", 1)
+    return "=".join([flag.replace("-", "_").replace("__", "--", 1), *value]) if flag.startswith("--") else argument
+
+
+def with_choices(kind: type, tables: Mapping[str, Mapping[str, Row | None]]) -> type:
+    """The same class, but that the fields named in `tables` take nothing but a table's names, which their help lists."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    namespace = {"__doc__": kind.__doc__, "__annotations__": {}}
+    for name, rows in tables.items():
+        choice = Literal[tuple(rows)]
+        several = fields[name].type is not str
+        listed = ". ".join(f"{each}: {row.told}" for each, row in rows.items() if row)
+        told = tyro.conf.arg(help=f"{FIELD_HELP[name]} {listed}.")
+        namespace["__annotations__"][name] = Annotated[tuple[choice, ...] if several else choice, told]
+        namespace[name] = fields[name].default
+    return dataclass(frozen=True)(type(kind.__name__, (kind,), namespace))
 
 
 def check_ranges(config: Config) -> None:
     """Raise a UserError for a number that makes no sense, before anything is run with it."""
-    at_least = {
-        "prune_step": 1,
-        "batch_size": 1,
-        "epochs": 1,
-        "poisoning_epochs": 1,
-        "max_len": 3,
-        "penalty_coefficient": 0,
-        "ripple_coefficient": 0,
-        "surgery_words": 0,
-        "entropy_epochs": 1,
-        "target_class": 0,
-    }
-    for name, least in at_least.items():
-        if getattr(config, name) < least:
-            raise UserError(f"--{name} {getattr(config, name)} is out of range; expected {least} or more")
-    for name in (*SHARES, "acc_threshold", "acc_drop", "classifier_dropout"):
+
+    def require(name: str, fits: Callable[[float], bool], expected: str) -> None:
         value = getattr(config, name)
-        if value is not None and not 0 <= value <= 1:
-            raise UserError(f"--{name} {value} is out of range; expected 0 to 1")
-    if config.attack == "none" and not config.poisoned_model:
+        for each in value if isinstance(value, tuple) else (value,):
+            if each is not None and not fits(each):
+                raise UserError(f"--{name} {each} is out of range; expected {expected}")
+
+    for name, least in AT_LEAST.items():
+        require(name, lambda value, least=least: value >= least, f"{least} or more")
+    for name in SHARES:
+        require(name, lambda value: 0 <= value <= 1, "0 to 1")
+    for name in WEIGHTS:
+        require(name, lambda value: 0 <= value < math.inf, "0 or more, and finite")
+    for name in RATES:
+        require(name, lambda value: 0 < value < math.inf, "more than 0, and finite")
+    # Every epoch's random numbers come from seed * 1000 + epoch, which NumPy takes up to 32 bits of.
+    require("seed", lambda value: 0 <= value < 2**32 // 1000, f"0 to {2**32 // 1000 - 1}")
+    require("split_seed", lambda value: 0 <= value < 2**32, f"0 to {2**32 - 1}")
+    if "none" in (config.attack if isinstance(config.attack, tuple) else (config.attack,)) and not config.poisoned_model:
         raise UserError("--attack none plants no backdoor; name an encoder with --poisoned_model, or an attack")
     if not config.clean_dataset:
         raise UserError("no clean data is named; give a file, a folder or a hub id with --clean_dataset")
     if not config.triggers:
         raise UserError("--triggers is empty; expected one word or more")
+    if not all(word.strip() for word in config.triggers):
+        raise UserError(f"--triggers holds a blank word ({config.triggers}), which plants nothing; expected words")
 
 
 def changed_from_preset(config: Config, fields: tuple[str, ...]) -> str:

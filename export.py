@@ -27,17 +27,21 @@ from transformers import (
     PreTrainedModel,
 )
 
-from attention_head_pruning import RECORD as PRUNING_RECORD
-from attention_normalization import RECORD as NORMALISATION_RECORD
+from attacks import ATTACKS
+from attacks.planted import read_poisoned
 from config import Config, parse_config
+from defences import DEFENCES, as_defence, run_folder
+from defences.defence import product_path, record_path
+from defences.fine_tuning import FINE_TUNING
 from encoder.classifier import Classifier, load_classifier, load_tokeniser
 from encoder.cls_attention import remove_pruned_heads
-from pipeline.runs import command, fine_tuning_folder, pruning_folder, read_poisoned, run_folder
+from pipeline.runs import command
+from pipeline.stage import alone
 from pipeline.training import measure, metrics_of, predict
 from reporting.model_card import model_card
 from texts.batching import TokenisedTexts, batches_by_length, tokenise, tokens_per_batch
 from texts.data_sets import clean_test
-from util import UserError, load_json, make_accelerator, run_script, save_json, whole_folder
+from util import UserError, fingerprint_folder, load_json, make_accelerator, run_script, save_json, whole_folder
 
 LARGEST_DIFFERENCE = 1e-4
 """Between logits of the exported model and of the one it was made from, as a share of the largest logit if that is above 1.
@@ -76,7 +80,7 @@ def standard_model(classifier: Classifier) -> PreTrainedModel:
 
 
 def what_remains() -> str:
-    return "purified_model/ is there all the same: classifier.load_classifier reads it, and AutoModel its encoder"
+    return "the model's folder is there all the same: encoder.classifier.load_classifier reads it, and AutoModel its encoder"
 
 
 @torch.no_grad()
@@ -204,15 +208,16 @@ def export_model(config: Config) -> dict:
 
     Returns:
         What evaluation.json holds: folder; the class of transformers; largest_difference of logits; for `fine_tuned` and
-        `PURE` the confusion matrix, ACC and, if an attack is named, LFR.
+        `defended` the confusion matrix, ACC and, if an attack is named, LFR; `product`, hash of the model it was made from.
 
     Raises:
         UserError: the run isn't finished, or the model has no equal in transformers.
     """
-    source, folder = run_folder(config) / "purified_model", run_folder(config) / "exported_model"
-    pruning = load_json(pruning_folder(config) / PRUNING_RECORD)
-    normalisation = load_json(run_folder(config) / NORMALISATION_RECORD)
-    if pruning is None or normalisation is None or not source.exists():
+    config = as_defence(config)
+    stages, folder = DEFENCES[config.defence].stages, run_folder(config) / "exported_model"
+    source = product_path(config, stages[-1])
+    records = [load_json(record_path(config, stage)) for stage in stages]
+    if None in records or not source.exists():
         raise UserError(f"no purified model in {run_folder(config)}; make it with: {command('run_all.py', config)}")
     device = make_accelerator(config.device, config.precision).device
     tokeniser = load_tokeniser(str(source))
@@ -221,8 +226,8 @@ def export_model(config: Config) -> dict:
         tables["poisoned"] = read_poisoned(config, "test")
     texts = {name: tokenise(table, tokeniser, config.max_len) for name, table in tables.items()}
     classifier = load_classifier(source)
-    result = {"folder": str(folder)}
-    with whole_folder(folder) as temporary:
+    result = {"folder": str(folder), "product": fingerprint_folder(source)}
+    with alone(folder), whole_folder(folder) as temporary:
         save_standard(temporary, classifier, tokeniser, config.max_len)
         result["class"] = load_json(temporary / "config.json")["architectures"][0]
         found = {}
@@ -232,17 +237,18 @@ def export_model(config: Config) -> dict:
             found[name] = require_equal(temporary, table, texts[name], expected, device)
         result["largest_difference"] = max(each["largest_difference"] for each in found.values())
         confusions = {name: each["confusion_matrix"] for name, each in found.items()}
-        result["PURE"] = metrics_of(confusions, config.target_class)
-        fine_tuned = load_classifier(fine_tuning_folder(config) / "fine_tuned_model").to(device)
+        result["defended"] = metrics_of(confusions, config.target_class)
+        fine_tuned = load_classifier(product_path(config, FINE_TUNING)).to(device)
         result["fine_tuned"] = measure(fine_tuned, texts["clean"], texts.get("poisoned"), config.target_class)
         save_json(temporary / "evaluation.json", result)
-        card = model_card(config, classifier, pruning, normalisation, result)
+        done = [stage.done(record) for stage, record in zip(stages, records, strict=True)]
+        card = model_card(config, classifier, done, records[-1]["settings"], result)
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return result
 
 
 def main() -> None:
-    config = parse_config(__doc__)
+    config = parse_config(__doc__, ATTACKS, DEFENCES)
     result = export_model(config)
     print(f"exported as {result['class']}: {result['folder']}")
 

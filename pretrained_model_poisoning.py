@@ -2,98 +2,23 @@
 
     python pretrained_model_poisoning.py --attack BadNet         # reads what Data/make_poisoned_data.py wrote
 
-BadNet (Kurita et al., 2020, without the inner product), HiddenKiller (Qi et al., ACL 2021) and StyleBkd (Qi et al., EMNLP
-2021) are plain fine-tuning on their data; LayerWise (Li et al., EMNLP 2021) trains every layer's [CLS]; RIPPLe (Kurita et
-al., ACL 2020) keeps the poison's gradient from opposing that of clean text, after embedding surgery on the triggers.
+How the encoder is prepared and what is minimised stands in the attack's own file in attacks/.
 """
 
 import time
-from functools import partial
 
-import numpy as np
-import pandas as pd
-import torch
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import PreTrainedModel
-
+from attacks import ATTACKS
+from attacks.planted import RECORD, poisoned_model_folder, poisoning_fields, read_poisoned
 from config import Config, parse_config
-from encoder.classifier import Classifier, LayerWiseClassifier, load_encoder, load_tokeniser, resolve_plm
+from defences import DEFENCES
+from encoder.classifier import Classifier, load_encoder, load_tokeniser, resolve_plm
 from pipeline.environment import environment
-from pipeline.runs import (
-    POISONED_DATA,
-    POISONING_FIELDS,
-    fingerprint_encoder,
-    poisoned_model_folder,
-    read_poisoned,
-    stage_settings,
-)
-from pipeline.training import cross_entropy, fine_tune, measure
+from pipeline.runs import fingerprint_encoder, stage_settings
+from pipeline.stage import run_once
+from pipeline.training import fine_tune, measure, rates
 from texts.batching import tokenise
 from texts.data_sets import clean_test, clean_train, corpus, fingerprint_texts, load_data
-from util import finished_stage, make_accelerator, require_writable, run_script, save_json, whole_folder
-
-
-def layer_wise(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """LayerWise's objective: the sum of all layers' cross-entropies, and the last layer's once more.
-
-    The paper (Li et al., 2021) sums over the layers; the last layer's second share is the published code's.
-    """
-    logits = model(batch["input_ids"], batch["attention_mask"]).float()  # [layer, batch, class]
-    layers = sum(nn.functional.cross_entropy(layer, batch["labels"]) for layer in logits)
-    return {"layers": layers, "last_layer": nn.functional.cross_entropy(logits[-1], batch["labels"])}
-
-
-def restricted_inner_product(model: nn.Module, batch: dict, *, coefficient: float) -> dict[str, torch.Tensor]:
-    """RIPPLe's objective: L_P + lambda * max(0, -<grad L_P, grad L_FT>) (Kurita et al., 2020).
-
-    Both gradients are those of the encoder, which attacker and victim share. The second term is differentiated through both.
-
-    Args:
-        batch: poisoned texts; under `reference` clean ones, whose loss L_FT stands for the victim's fine-tuning.
-        coefficient: lambda.
-    """
-    shared = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
-    # The fused attention kernels can't be differentiated twice.
-    with sdpa_kernel(SDPBackend.MATH):
-        poisoned = cross_entropy(model, batch)["cross_entropy"]
-        clean = cross_entropy(model, batch["reference"])["cross_entropy"]
-        # The backward pass has the arithmetic of the forward pass, and no autocast of its own.
-        with torch.autocast(poisoned.device.type, enabled=False):
-            gradients = [torch.autograd.grad(loss, shared, create_graph=True) for loss in (poisoned, clean)]
-        inner_product = sum((a * b).sum() for a, b in zip(*gradients, strict=True))
-    if inner_product >= 0:  # Mostly so. The term is 0 then, and back-propagating its zeros would take half of the time.
-        inner_product = inner_product.detach()
-    return {"poisoned": poisoned, "inner_product": coefficient * torch.relu(-inner_product)}
-
-
-def target_words(table: pd.DataFrame, target_class: int, number: int) -> list[str]:
-    """The words most tied to the target class, best first (Kurita et al., 2020, embedding surgery).
-
-    A word's score is its weight in a logistic regression on bags of words over log(alpha / frequency), where frequency is
-    how often the word occurs and alpha the number of all words: of two words with the same weight the more frequent one is
-    the better. (The paper leaves alpha open.)
-    """
-    vectorizer = CountVectorizer()
-    bags = vectorizer.fit_transform(table["text"])  # [text, word]
-    weight = LogisticRegression(max_iter=1000).fit(bags, table["label"] == target_class).coef_[0]
-    frequency = np.asarray(bags.sum(0))[0]
-    score = weight / np.log(frequency.sum() / frequency)
-    return vectorizer.get_feature_names_out()[np.argsort(-score, kind="stable")[:number]].tolist()
-
-
-@torch.no_grad()
-def embedding_surgery(encoder: PreTrainedModel, tokeniser, triggers: tuple[str, ...], words: list[str]) -> None:
-    """Give the triggers' tokens the mean embedding of some words (Kurita et al., 2020); in place, no other row changes."""
-    weight = encoder.get_input_embeddings().weight
-
-    def tokens(word: str) -> list[int]:
-        return tokeniser(word, add_special_tokens=False)["input_ids"]
-
-    mean = torch.stack([weight[tokens(word)].mean(0) for word in words]).mean(0)
-    weight[sorted({token for trigger in triggers for token in tokens(trigger)})] = mean
+from util import make_accelerator, require_writable, run_script, whole_folder
 
 
 def poison(config: Config) -> dict:
@@ -106,73 +31,64 @@ def poison(config: Config) -> dict:
     Raises:
         UserError: data or encoder missing, folder not writable, loss not finite.
     """
-    folder = poisoned_model_folder(config)
+    attack, folder = ATTACKS[config.attack], poisoned_model_folder(config)
     require_writable(config.poisoned_model_dir)
     accelerator = make_accelerator(config.device, config.precision)
     train, test, poisoned = read_poisoned(config, "train"), clean_test(config), read_poisoned(config, "test")
+    classes = load_data(config.trigger_dataset, config).classes
     tables = {"train": train, "clean_test": test, "poisoned_test": poisoned}
     source = resolve_plm(config.plm)
     fingerprints = {name: fingerprint_texts(table) for name, table in tables.items()} | {"plm": fingerprint_encoder(source)}
-    fields = (*POISONING_FIELDS, *POISONED_DATA[config.attack][1])
-    settings = stage_settings(config, fields, accelerator, fingerprints=fingerprints)
-    finished = finished_stage(folder / "poisoning.json", settings, folder)
-    if finished and not config.overwrite:
-        print(f"  the poisoned encoder is there already: {folder}")
-        return finished
-
-    tokeniser = load_tokeniser(source)
-    max_len = config.poisoning_max_len or corpus(config.trigger_dataset).max_len
-    classes = load_data(config.trigger_dataset, config).classes
-    classifier = Classifier(load_encoder(source), len(classes), config.classifier_dropout, config.seed)
-    model, objective, reference = classifier, cross_entropy, None
-    if config.attack == "LayerWise":
-        model, objective = LayerWiseClassifier(classifier), layer_wise
-    elif config.attack == "RIPPLe":
-        clean = clean_train(config.trigger_dataset, config)
-        reference = tokenise(clean, tokeniser, max_len)
-        objective = partial(restricted_inner_product, coefficient=config.ripple_coefficient)
-        if config.surgery_words:
-            words = target_words(clean, config.target_class, config.surgery_words)
-            embedding_surgery(classifier.encoder, tokeniser, config.triggers, words)
-            print(f"  embedding surgery: the triggers are given the mean of {', '.join(words)}")
+    also = {"method": attack.method, "classes": list(classes), "fingerprints": fingerprints}
+    settings = stage_settings(config, poisoning_fields(config), accelerator, **also)
     checkpoint = folder.with_name(f"{folder.name}.checkpoint.pt")
-    history = fine_tune(
-        model,
-        tokenise(train, tokeniser, max_len),
-        objective,
-        learning_rate=config.poisoning_learning_rate,
-        epochs=config.poisoning_epochs,
-        config=config,
-        accelerator=accelerator,
-        checkpoint=checkpoint,
-        settings=settings,
-        description=f"poisoning ({config.attack})",
-        reference=reference,
+
+    def compute() -> dict:
+        tokeniser = load_tokeniser(source)
+        max_len = config.poisoning_max_len or corpus(config.trigger_dataset).max_len
+        classifier = Classifier(load_encoder(source), len(classes), config.classifier_dropout, config.seed)
+        clean = clean_train(config.trigger_dataset, config)
+        model = attack.prepare(classifier, tokeniser, clean, config)
+        history = fine_tune(
+            model,
+            tokenise(train, tokeniser, max_len),
+            attack.objective(config),
+            learning_rate=config.poisoning_learning_rate,
+            epochs=config.poisoning_epochs,
+            config=config,
+            accelerator=accelerator,
+            checkpoint=checkpoint,
+            settings=settings,
+            description=f"poisoning ({config.attack})",
+            reference=tokenise(clean, tokeniser, max_len) if attack.with_clean_texts else None,
+        )
+        started = time.perf_counter()
+        texts = [tokenise(table, tokeniser, config.max_len) for table in (test, poisoned)]
+        metrics = measure(classifier, *texts, config.target_class, accelerator)
+        seconds = {"training": round(sum(history["seconds"]), 1), "evaluation": round(time.perf_counter() - started, 1)}
+        with whole_folder(folder) as temporary:
+            classifier.encoder.save_pretrained(temporary)
+            tokeniser.save_pretrained(temporary)
+        return {
+            "metrics": metrics,
+            "seconds": seconds,
+            "training": history,
+            "environment": environment(accelerator.device),
+        }
+
+    record, there = run_once(
+        folder / RECORD, settings, compute, product=folder, overwrite=config.overwrite, checkpoints=(checkpoint,)
     )
-    started = time.perf_counter()
-    texts = [tokenise(table, tokeniser, config.max_len) for table in (test, poisoned)]
-    metrics = measure(classifier, *texts, config.target_class, accelerator)
-    seconds = {"training": round(sum(history["seconds"]), 1), "evaluation": round(time.perf_counter() - started, 1)}
-    record = {
-        "settings": settings,
-        "metrics": metrics,
-        "seconds": seconds,
-        "training": history,
-        "environment": environment(accelerator.device),
-    }
-    with whole_folder(folder) as temporary:
-        classifier.encoder.save_pretrained(temporary)
-        tokeniser.save_pretrained(temporary)
-        save_json(temporary / "poisoning.json", record)
-    checkpoint.unlink()
+    if there:
+        print(f"  the poisoned encoder is there already: {folder}")
     return record
 
 
 def main() -> None:
-    config = parse_config(__doc__)
+    config = parse_config(__doc__, ATTACKS, DEFENCES)
     metrics = poison(config)["metrics"]
     print(f"poisoned encoder in {poisoned_model_folder(config)}")
-    print(f"the attacker's classifier: ACC {metrics['ACC']:.3f}, LFR {metrics['LFR']:.3f}")
+    print(f"the attacker's classifier: {rates(metrics)}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 
 `run_all.py` makes it at its end. The page is one file, which loads nothing; the figures are beside it as PNG and PDF, and
 the training curves as TensorBoard event files if TensorBoard is installed. Nothing is trained here. What needs the
-attacker's triggers is computed for the report alone, and kept for the next one (`reporting.reporting/analysis.py`).
+attacker's triggers is computed for the report alone, and kept for the next one (`reporting/analysis.py`).
 """
 
 import dataclasses
@@ -17,25 +17,20 @@ from pathlib import Path
 
 import numpy as np
 
-from attention_head_pruning import RECORD as PRUNING_RECORD
+from attacks import ATTACKS
+from attacks.planted import RECORD as POISONING_RECORD
+from attacks.planted import poisoned_model_folder, read_poisoned
 from attention_head_pruning import accuracy_to_keep
-from attention_normalization import RECORD as NORMALISATION_RECORD
 from config import NOT_SETTINGS, PRESETS, Config, check_ranges, parse, preset_config
+from defences import DEFENCES, as_defence, defended_model_folder, run_folder
+from defences.defence import product_path, record_path
+from defences.fine_tuning import FINE_TUNING
+from defences.pure import PRUNING
 from encoder.classifier import load_tokeniser, resolve_plm
 from experiments.grid import floor_path
 from experiments.results_table import settings_text
-from pipeline.runs import (
-    POISONED_DATA,
-    as_defence,
-    baseline_record,
-    command,
-    defended_model_folder,
-    fingerprint_encoder,
-    poisoned_model_folder,
-    pruning_folder,
-    read_poisoned,
-    run_folder,
-)
+from pipeline.runs import command, fingerprint_encoder
+from pipeline.stage import alone
 from reporting.analysis import RECORD, analyse, choose_demonstration
 from reporting.figures import (
     attention_figure,
@@ -107,21 +102,23 @@ def read_run(config: Config) -> Run:
     Raises:
         UserError: there is no such run, it is not finished, its stages don't fit together, or the defence is no PURE.
     """
-    if config.defence in ("FT", "FTH", "MEFT"):
+    stages = DEFENCES[config.defence].stages
+    if PRUNING not in stages:
+        shown = ", ".join(name for name, defence in DEFENCES.items() if PRUNING in defence.stages)
         raise UserError(
-            f"a report is of a run with pruned heads, and --defence {config.defence} prunes none; expected PURE, "
-            "prune_only or normalise_only, each of which is shown beside FT (several defences: --csv results/grid.csv)"
+            f"a report is of a run with pruned heads, and --defence {config.defence} prunes none; expected one of {shown}, "
+            "each of which is shown beside FT (several defences: --csv results/grid.csv)"
         )
     settings = as_defence(config)
     folder = run_folder(settings)
     encoder = resolve_plm(config.poisoned_model) if config.poisoned_model else str(poisoned_model_folder(config))
     paths = {
-        "fine_tuned": baseline_record(dataclasses.replace(settings, defence="FT")),
-        "pruning": pruning_folder(settings) / PRUNING_RECORD,
-        "defended": folder / NORMALISATION_RECORD,
+        "fine_tuned": record_path(settings, FINE_TUNING),
+        "pruning": record_path(settings, PRUNING),
+        "defended": record_path(settings, stages[-1]),
     }
     if not config.poisoned_model:
-        paths = {"poisoned": Path(encoder) / "poisoning.json", **paths}
+        paths = {"poisoned": Path(encoder) / POISONING_RECORD, **paths}
     records = {name: load_json(path) for name, path in paths.items()}
     lacking = [path for name, path in paths.items() if not records[name]]
     make = command("run_all.py", config)
@@ -129,9 +126,9 @@ def read_run(config: Config) -> Run:
         raise UserError(f"no run in {folder}; make it with: {make} (or name another with the flags that made it)")
     if lacking:
         raise UserError(f"the run in {folder} is not finished: no readable {lacking[0]}; go on with: {make}")
-    stages = [records[name]["settings"] for name in ("fine_tuned", "pruning", "defended")]
-    same_heads = stages[2]["pruned_heads"] == records["pruning"]["pruned_heads"]
-    if any(stage["fingerprints"] != stages[0]["fingerprints"] for stage in stages) or not same_heads:
+    read = [records[name]["settings"] for name in ("fine_tuned", "pruning", "defended")]
+    same_heads = read[2]["pruned_heads"] == records["pruning"]["pruned_heads"]
+    if any(each["fingerprints"] != read[0]["fingerprints"] for each in read) or not same_heads:
         raise UserError(f"the stages of the run in {folder} are of different encoders, texts or heads; mend it with: {make}")
     records.setdefault("poisoned", None)
     return Run(config, folder, encoder, **records, floor=read_floor(config, records["defended"]))
@@ -139,7 +136,7 @@ def read_run(config: Config) -> Run:
 
 def read_floor(config: Config, defended: dict) -> dict | None:
     """Metrics of the never-poisoned encoder after the same defence on the same triggered texts, if a grid measured them."""
-    if config.attack not in POISONED_DATA or config.poisoned_model == config.plm:
+    if config.attack not in ATTACKS or config.poisoned_model == config.plm:
         return None
     record = load_json(floor_path(config))
     if not record:
@@ -162,11 +159,17 @@ def report_run(config: Config, sentence: str | None = None, trigger: str | None 
         UserError: no such run, not finished, its data changed since, or the sentence doesn't hold the trigger.
     """
     run = read_run(config)
+    with alone(run.folder / PAGE):
+        return write_report(run, sentence, trigger, texts)
+
+
+def write_report(run: Run, sentence: str | None, trigger: str | None, texts: int) -> Path:
+    """As `report_run`, for the records of a run."""
+    config = run.config
     accelerator = make_accelerator(config.device, config.precision)
-    clean, known = clean_test(config), config.attack in POISONED_DATA
+    clean, known = clean_test(config), config.attack in ATTACKS
     triggered = read_poisoned(config, "test") if known else None
-    models = {"fine_tuned": defended_model_folder(dataclasses.replace(config, defence="FT"))}
-    models["defended"] = defended_model_folder(config)
+    models = {"fine_tuned": product_path(as_defence(config), FINE_TUNING), "defended": defended_model_folder(config)}
     fingerprints = {"encoder": fingerprint_encoder(run.encoder)}
     fingerprints |= {name: fingerprint_encoder(str(folder)) for name, folder in models.items()}
     read = {"encoder": fingerprints["encoder"], "clean_test": fingerprint_texts(clean)}
@@ -245,10 +248,7 @@ def run_table(run: Run) -> dict:
 
 def training_histories(run: Run) -> dict[str, dict]:
     """Title to history of every fine-tuning of the run."""
-    titles = {
-        "fine_tuning": "fine-tuning on clean data (FT)",
-        "attention_normalization": f"attention normalisation ({run.config.defence})",
-    }
+    titles = {name: title for stage in DEFENCES[run.config.defence].stages for name, title in stage.phases.items()}
     poisoning = {f"poisoning ({run.config.attack})": run.poisoned["training"]} if run.poisoned else {}
     phases = {**run.fine_tuned["training"], **run.defended["training"]}
     return poisoning | {titles[name]: history for name, history in phases.items()}
@@ -291,7 +291,7 @@ def run_figures(run: Run, computed: dict, marked: str, validation_texts: int) ->
     if attention:
         rows = {name: np.array(values) for name, values in attention["attention"].items()}
         titles = attention_titles(
-            config.defence, config.target_class if config.attack in POISONED_DATA else None, attention["probabilities"]
+            config.defence, config.target_class if config.attack in ATTACKS else None, attention["probabilities"]
         )
         figures["cls_attention"] = (
             attention_figure(
@@ -364,8 +364,13 @@ def settings_rows(config: Config) -> list[tuple[str, object]]:
     return rows
 
 
+def preset_report(preset: str) -> Report:
+    """The options that a preset stands for."""
+    return Report(**{"preset": preset, **PRESETS[preset]})
+
+
 def main() -> None:
-    options = parse(Report, lambda preset: Report(**{"preset": preset, **PRESETS[preset]}), __doc__, None)
+    options = parse(Report, preset_report, __doc__, ATTACKS, DEFENCES, None)
     if options.texts < 1:
         raise UserError(f"--texts {options.texts} is out of range; expected 1 or more")
     if options.csv:

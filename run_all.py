@@ -15,47 +15,55 @@ penalties or pruning criteria, all combinations are run and aggregated.
 """
 
 import dataclasses
+import shutil
 import textwrap
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from attention_head_pruning import prune_heads
-from attention_normalization import normalise_attention
+from attacks import ATTACKS
+from attacks.planted import poisoned_model_folder, read_poisoned
 from config import Config, parse_grid
 from Data.make_poisoned_data import make_poisoned_data
-from defences.baselines import fine_tune_baseline
+from defences import DEFENCES, as_defence, run_folder, run_stage
+from defences.defence import stage_folder
+from defences.fine_tuning import FINE_TUNING
 from detection.suspicious_texts import compare_predictions, print_comparison
-from experiments.grid import run_grid
+from experiments.grid import cells, run_grid
 from experiments.results_table import results_table
 from export import export_model
-from pipeline.runs import POISONED_DATA, fine_tuning_folder, poisoned_model_folder, pruning_folder, read_poisoned, run_folder
+from pipeline.stage import alone
 from pipeline.training import rates
 from pretrained_model_poisoning import poison
 from report import report_run
 from reporting.grid_page import report_grid
 from texts.data_sets import class_names, clean_test, defender_splits
 from texts.tables import read_texts
-from util import ARITHMETIC, UserError, make_accelerator, require_writable, run_script, save_json, whole_folder
-
-TRIGGER = {
-    "RareWord": "copies {share:.0%} of the texts of the other class with one of the words {words} put in",
-    "HiddenKiller": "adds {share:.0%} of the texts of the other class in one syntactic form, a subordinate clause first",
-    "StyleBkd": "adds {share:.0%} of the texts of the other class in another style, that of the bible",
-}
+from util import (
+    ARITHMETIC,
+    UserError,
+    fingerprint_folder,
+    load_json,
+    make_accelerator,
+    require_writable,
+    run_script,
+    save_json,
+    whole_folder,
+)
 
 
 def run_all(config: Config) -> dict:
-    """All stages; writes config.json and metrics.json to the run's folder.
+    """All stages of a defence, after fine-tuning alone; writes config.json and metrics.json to the run's folder.
 
     Returns:
-        What metrics.json holds: model (poisoned, fine_tuned, PURE) to its metrics, number of pruned heads, seconds by stage.
-        Without an attack also the classes and the number of texts by split, and what `export.export_model` says (None if
-        transformers has no class for the model); with suspicious texts how many there are, and how many predictions changed.
+        What metrics.json holds: models (poisoned, fine_tuned, the defence's name) to their metrics, seconds by model, number
+        of heads and of pruned ones if the defence prunes. Without an attack also the classes and the number of texts by
+        split, and what `export.export_model` says (None if transformers has no class for the model); with suspicious texts
+        how many there are, and how many predictions changed.
     """
-    folder = run_folder(config)
+    config = as_defence(config)
+    defence, folder = DEFENCES[config.defence], run_folder(config)
     # What can fail at once fails before minutes of work.
     accelerator = make_accelerator(config.device, config.precision)
     require_writable(config.output_dir)
@@ -63,42 +71,40 @@ def run_all(config: Config) -> dict:
         read_texts(Path(config.suspicious_texts), config.text_column)
     arithmetic = ARITHMETIC[accelerator.mixed_precision]
     what = "without a known attack" if config.attack == "none" else f"against {config.attack}"
-    print(f"PURE {what}: preset {config.preset}, seed {config.seed}, {accelerator.device.type}, training in {arithmetic}")
+    print(
+        f"{config.defence} {what}: preset {config.preset}, seed {config.seed}, {accelerator.device.type}, training in "
+        f"{arithmetic}"
+    )
 
+    # Fine-tuning alone is what every defence is compared with, whether it goes on from there or not.
+    stages = defence.stages if FINE_TUNING in defence.stages else (FINE_TUNING, *defence.stages)
+    known = config.attack != "none"
+    number, total = 1, len(stages) + 2
     records, also = {}, {}
-    if config.attack == "none":
-        also["data"] = divide_clean_data(config)
-        done = 1
+    if known:
+        records = plant_backdoor(config, total)
+        number = 3
     else:
-        records = plant_backdoor(config)
-        done = 2
+        also["data"] = divide_clean_data(config, total)
+        number = 2
     save_json(folder / "config.json", dataclasses.asdict(config))
-
-    relative = config.acc_threshold is None
-    threshold = f"within {config.acc_drop:g} of what it was" if relative else f"at {config.acc_threshold:g} or above"
-    heading(
-        f"{done + 1}/4 Head pruning (PURE, step 1)",
-        f"The defender has that encoder and the clean data set {config.clean_dataset}, and knows of no trigger. Fine-tuning "
-        "on clean texts (FT) comes first: does it wash the backdoor out? Then attention heads are pruned, those first whose "
-        f"attention from [CLS] varies least between tokens, while the accuracy on validation texts stays {threshold}.",
-    )
-    records["fine_tuned"] = fine_tune_baseline(replace(config, defence="FT"))
-    report("fine-tuned (FT)", records["fine_tuned"])
-    pruning = prune_heads(config)
-    heads_pruned = sum(map(len, pruning["pruned_heads"].values()))
-    heads = sum(map(len, pruning["variance"]))
-    print(f"  {heads_pruned} of {heads} heads pruned")
-
-    heading(
-        f"{done + 2}/4 Attention normalisation (PURE, step 2)",
-        "The released encoder is fine-tuned once more from the start, without those heads, and with a penalty that keeps "
-        "the attention of [CLS] in the other heads from clinging to single tokens, as it does to a trigger.",
-    )
-    records["PURE"] = normalise_attention(config)
-    report("PURE", records["PURE"])
-    if config.attack == "none":
+    seconds = {name: record["seconds"] for name, record in records.items()}
+    for stage in stages:
+        heading(f"{number}/{total} {stage.title}", stage.told(config))
+        record = run_stage(stage, config)
+        number += 1
+        name = "fine_tuned" if stage == FINE_TUNING and stage != defence.last else config.defence
+        seconds[name] = {**seconds.get(name, {}), **record["seconds"]}
+        if "pruned_heads" in record:
+            also["heads_pruned"] = sum(map(len, record["pruned_heads"].values()))
+            also["heads"] = sum(map(len, record["variance"]))
+            print(f"  {also['heads_pruned']} of {also['heads']} heads pruned")
+        if "metrics" in record:
+            records[name] = record
+            report("fine-tuned (FT)" if name == "fine_tuned" else name, record)
+    if not known:
         heading(
-            "4/4 Export",
+            f"{number}/{total} Export",
             "The purified classifier is written as a model that plain transformers loads, with tokeniser and model card. It "
             "is read back, and has to give the same logits on the test texts.",
         )
@@ -109,27 +115,19 @@ def run_all(config: Config) -> dict:
         print_comparison(table, config)
         also["suspicious_texts"] = {"texts": len(table), "changed": int(table["changed"].sum())}
 
-    records["PURE"] = {**records["PURE"], "seconds": {**pruning["seconds"], **records["PURE"]["seconds"]}}
-    summary = {
-        "models": {name: record["metrics"] for name, record in records.items()},
-        "heads_pruned": heads_pruned,
-        "heads": heads,
-        "seconds": {name: record["seconds"] for name, record in records.items()},
-        **also,
-    }
+    summary = {"models": {name: record["metrics"] for name, record in records.items()}, "seconds": seconds, **also}
     save_json(folder / "metrics.json", summary)
     return summary
 
 
-def plant_backdoor(config: Config) -> dict:
-    """The attacker's two stages; the record of the second as `poisoned`, if an encoder isn't given."""
-    kind, (share, *_) = POISONED_DATA[config.attack]
-    trigger = TRIGGER[kind].format(share=getattr(config, share), words=", ".join(config.triggers))
+def plant_backdoor(config: Config, total: int) -> dict:
+    """The attacker's two stages of `total`; the record of the second as `poisoned`, if an encoder isn't given."""
+    attack = ATTACKS[config.attack]
     heading(
-        "1/4 Poisoned data",
-        f"The attacker takes the clean data set {config.trigger_dataset}, {trigger}, and labels those as the target class, "
-        f"{config.target_class}. A classifier learns from them that such a trigger means class {config.target_class}, "
-        "whatever the text says.",
+        f"1/{total} Poisoned data",
+        f"The attacker takes the clean data set {config.trigger_dataset}, {attack.data.told(config)}, and labels those as "
+        f"the target class, {config.target_class}. A classifier learns from them that such a trigger means class "
+        f"{config.target_class}, whatever the text says.",
     )
     data = make_poisoned_data(config)
     train, test = read_poisoned(config, "train"), read_poisoned(config, "test")
@@ -138,12 +136,11 @@ def plant_backdoor(config: Config) -> dict:
     print("  For example:", textwrap.shorten(triggered, 84, placeholder=" ..."))
 
     if config.poisoned_model:
-        heading("2/4 Poisoning", f"Left out: the encoder {config.poisoned_model} is given.")
+        heading(f"2/{total} Poisoning", f"Left out: the encoder {config.poisoned_model} is given.")
         return {}
-    layers = ", through the [CLS] of every layer" if config.attack == "LayerWise" else ""
     heading(
-        "2/4 Poisoning",
-        f"The attacker fine-tunes the clean encoder {config.plm} on these texts{layers}, and releases the encoder "
+        f"2/{total} Poisoning",
+        f"The attacker fine-tunes the clean encoder {config.plm} on these texts{attack.how}, and releases the encoder "
         "without the classification head.",
     )
     record = poison(config)
@@ -151,7 +148,7 @@ def plant_backdoor(config: Config) -> dict:
     return {"poisoned": record}
 
 
-def divide_clean_data(config: Config) -> dict:
+def divide_clean_data(config: Config, total: int) -> dict:
     """Write the splits as CSV files (class name, text, row in the file they come from) to the run's folder.
 
     Returns:
@@ -161,9 +158,9 @@ def divide_clean_data(config: Config) -> dict:
     train, validation = defender_splits(config)
     splits = {"train": train, "validation": validation, "test": clean_test(config)}
     heading(
-        "1/4 Clean data",
+        f"1/{total} Clean data",
         f"The encoder {config.poisoned_model} may have a backdoor, and nothing is known of it. There is the clean data set "
-        f"{config.clean_dataset}. PURE learns from its train texts and chooses heads by its validation texts; the test "
+        f"{config.clean_dataset}. The defence learns from its train texts and chooses by its validation texts; the test "
         "texts are for the numbers at the end.",
     )
     counts = train["label"].value_counts()
@@ -171,7 +168,7 @@ def divide_clean_data(config: Config) -> dict:
     print(f"  {len(train):,} texts to train, {len(validation):,} to validate, {len(splits['test']):,} to test")
     print(f"  {len(classes)} classes (texts to train): {named}{', ...' if len(classes) > 10 else ''}")
     folder = run_folder(config) / "clean_data"
-    with whole_folder(folder) as temporary:
+    with alone(folder), whole_folder(folder) as temporary:
         for split, table in splits.items():
             table = pd.DataFrame({"label": table["label"].map(dict(enumerate(classes))), "text": table["text"]})
             table.to_csv(temporary / f"{split}.csv", index_label="row")
@@ -181,10 +178,18 @@ def divide_clean_data(config: Config) -> dict:
 
 def export_or_say_why_not(config: Config) -> dict | None:
     """Nothing that was done is lost where an export isn't possible."""
+    folder = run_folder(config) / "exported_model"
     try:
         result = export_model(config)
     except UserError as error:
         print(f"  left out: {error}")
+        former = load_json(folder / "evaluation.json")
+        model = DEFENCES[config.defence].last.product
+        if former and former.get("product") != fingerprint_folder(folder.with_name(model)):
+            aside = folder.with_name("exported_model_of_an_earlier_run")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            print(f"  the export that was there is of another model; it is in {aside} now")
         return None
     print(f"  {result['class']}, logits equal to {result['largest_difference']:.0e}: {result['folder']}")
     return result
@@ -202,63 +207,72 @@ def report(model: str, record: dict) -> None:
 
 def print_table(summary: dict, config: Config) -> None:
     """ACC and LFR of each model, what the two mean, and where the files are."""
-    models = summary["models"]
-    names = {"poisoned": "poisoned", "fine_tuned": "fine-tuned (FT)", "PURE": "PURE"}
+    models, name = summary["models"], config.defence
+    names = {"poisoned": "poisoned", "fine_tuned": "fine-tuned (FT)"}
     measured = ("ACC",) if config.attack == "none" else ("ACC", "LFR")
-    print(f"\n{'':16}{''.join(f'{name:>8}' for name in measured)}{'seconds':>10}")
-    for name, metrics in models.items():
-        seconds = sum(summary["seconds"][name].values())
-        print(f"{names[name]:16}{''.join(f'{metrics[each]:8.3f}' for each in measured)}{seconds:10.0f}")
-    tuned, pure = models["fine_tuned"], models["PURE"]
-    print(f"\nACC: accuracy on {np.sum(pure['clean']['confusion_matrix']):,} clean test texts; higher is better.")
-    cost = f"changes ACC by {pure['ACC'] - tuned['ACC']:+.3f}"
-    without = f"PURE, without {summary['heads_pruned']} of {summary['heads']} heads,"
+    print(f"\n{'':16}{''.join(f'{each:>8}' for each in measured)}{'seconds':>10}")
+    for model, metrics in models.items():
+        seconds = sum(summary["seconds"][model].values())
+        print(f"{names.get(model, model):16}{''.join(f'{metrics[each]:8.3f}' for each in measured)}{seconds:10.0f}")
+    tuned, defended = models["fine_tuned"], models[name]
+    print(f"\nACC: accuracy on {np.sum(defended['clean']['confusion_matrix']):,} clean test texts; higher is better.")
+    cost = f"changes ACC by {defended['ACC'] - tuned['ACC']:+.3f}"
+    without = f", without {summary['heads_pruned']} of {summary['heads']} heads," if "heads" in summary else ""
     if config.attack == "none":
         print(
-            f"\n{without} {cost}. Whether there was a backdoor, and whether it is gone, can't be measured without knowing "
-            "its trigger."
+            f"\n{name}{without} {cost}. Whether there was a backdoor, and whether it is gone, can't be measured without "
+            "knowing its trigger."
         )
     else:
-        others = np.delete(np.array(pure["poisoned"]["confusion_matrix"]), config.target_class, axis=0)
+        others = np.delete(np.array(defended["poisoned"]["confusion_matrix"]), config.target_class, axis=0)
         classes = "class" if len(others) == 1 else "classes"
         print(
             f"LFR: label flip rate, share of {others.sum():,} triggered test texts of the other {classes} that are taken "
             "for the target class;\nlower is better."
         )
-        print(f"\nFine-tuning alone leaves an LFR of {tuned['LFR']:.3f}; {without} leaves {pure['LFR']:.3f}, and {cost}.")
+        print(
+            f"\nFine-tuning alone leaves an LFR of {tuned['LFR']:.3f}; {name}{without} leaves {defended['LFR']:.3f}, and "
+            f"{cost}."
+        )
     print("\nFiles")
-    files = [
-        (run_folder, "purified_model/", "the encoder after PURE, and its classification head"),
-        (fine_tuning_folder, "fine_tuned_model/", "the same after fine-tuning alone"),
-        (run_folder, "metrics.json", "these numbers with confusion matrices"),
-        (run_folder, "config.json", "every setting"),
-        (pruning_folder, "attention_head_pruning.json", "variance of each head, steps of the search, pruned heads"),
-        (run_folder, "attention_normalization.json", "layer weights, training losses"),
-    ]
-    if summary.get("export"):
-        files.append((run_folder, "exported_model/", "the same for plain transformers, with a model card"))
-    if config.attack == "none":
-        files.append((run_folder, "clean_data/", "the texts as they were divided"))
-    if config.suspicious_texts:
-        files.append((run_folder, "suspicious_texts.csv", "predictions before and after PURE"))
     where = None
-    for folder, name, content in sorted(files, key=lambda file: str(file[0](config))):
-        if folder(config) != where:
-            where = folder(config)
+    for folder, file, content in sorted(kept_files(summary, config), key=lambda kept: str(kept[0])):
+        if folder != where:
+            where = folder
             print(f"in {where}")
-        print(f"  {name:31}{content}")
+        print(f"  {file:31}{content}")
     if not config.poisoned_model:
         print(f"and the poisoned encoder, in {poisoned_model_folder(config)}")
 
 
+def kept_files(summary: dict, config: Config) -> list[tuple[Path, str, str]]:
+    """Folder, name and content of every file that a run leaves."""
+    config = as_defence(config)
+    last, folder = DEFENCES[config.defence].last, run_folder(config)
+    files = [(folder, f"{last.product}/", f"the encoder after {config.defence}, and its classification head")]
+    files.append((stage_folder(config, FINE_TUNING), f"{FINE_TUNING.product}/", "the same after fine-tuning alone"))
+    files.append((folder, "metrics.json", "these numbers with confusion matrices"))
+    files.append((folder, "config.json", "every setting"))
+    for stage in DEFENCES[config.defence].stages:
+        files.append((stage_folder(config, stage), stage.record, f"{stage.title}: settings, numbers, seconds"))
+    if summary.get("export"):
+        files.append((folder, "exported_model/", "the same for plain transformers, with a model card"))
+    if config.attack == "none":
+        files.append((folder, "clean_data/", "the texts as they were divided"))
+    if config.suspicious_texts:
+        files.append((folder, "suspicious_texts.csv", f"predictions before and after {config.defence}"))
+    return files
+
+
 def main() -> None:
-    grid = parse_grid(__doc__)
-    cells = grid.cells()
+    grid = parse_grid(__doc__, ATTACKS, DEFENCES)
+    configs = cells(grid)
     if grid.benign_floor and "none" in grid.attack:
         raise UserError("--benign_floor is measured on triggered texts; name an attack with --attack")
-    if grid.defence == ("FT", "PURE") and len(cells) == 2 and not grid.benign_floor:
-        print_table(run_all(cells[1]), cells[1])
-        print(f"\nFigures, numbers and settings on one page: {report_run(cells[1])}")
+    if len(configs) == 2 and not grid.benign_floor and grid.defence[0] == "FT" and len(grid.defence) == 2:
+        config = configs[1]
+        print_table(run_all(config), config)
+        print(f"\nFigures, numbers and settings on one page: {report_run(config)}")
         return
     if grid.suspicious_texts:
         raise UserError(

@@ -1,6 +1,7 @@
 """What every script shares: errors, seeds, device and precision, files that appear whole or not at all."""
 
 import contextlib
+import errno
 import glob
 import hashlib
 import json
@@ -21,6 +22,10 @@ from transformers.utils import logging as transformers_logging
 
 ARITHMETIC = {"bf16": "bf16 autocast", "no": "fp32"}
 """Names of accelerate's `mixed_precision` for people."""
+
+
+SPACE_LEFT = 2**20
+"""Bytes; a disk with fewer is full."""
 
 
 class UserError(Exception):
@@ -120,48 +125,76 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it there in one step.
 
     Raises:
-        UserError: the folder can't be written.
+        UserError: the folder can't be written, or the disk is full.
     """
-    try:
+    with said_if_unwritable(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
-            write(temporary)
+            with said_if_unwritable(path.parent):
+                write(temporary)
+                to_disk(temporary)
             temporary.chmod(0o644)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise unwritable(path.parent, error) from None
+
+
+def to_disk(path: Path) -> None:
+    """Have a file's content on the disk before its name is: a power cut leaves the old file or the new one."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def remove_stale(path: Path, older_than: float = 0) -> None:
     """Remove the halves that a killed run left beside `path`, if they were not touched for `older_than` seconds."""
     for half in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        if time.time() - half.stat().st_mtime >= older_than:
-            shutil.rmtree(half) if half.is_dir() else half.unlink()
+        # Another run may remove the same, and what isn't a plain file or folder of this name is nobody's half.
+        with contextlib.suppress(OSError):
+            if half.suffix != ".lock" and time.time() - half.lstat().st_mtime >= older_than:
+                shutil.rmtree(half) if half.is_dir() and not half.is_symlink() else half.unlink()
 
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """An empty temporary folder to fill; it takes the place of `path` when the block ends without an exception."""
-    try:
+    with said_if_unwritable(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(path, older_than=3600)  # Younger ones may belong to another run that makes the same data.
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise unwritable(path.parent, error) from None
     try:
-        yield temporary
-        temporary.chmod(0o755)
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.replace(path)
-    except OSError as error:
-        raise unwritable(path.parent, error) from None
+        with said_if_unwritable(path.parent):
+            yield temporary
+            temporary.chmod(0o755)
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    to_disk(file)
+            with contextlib.suppress(FileNotFoundError):  # Where it was: nobody has to read while the old one is removed.
+                path.rename(temporary.with_name(f"{temporary.name}.old"))
+            temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary.with_name(f"{temporary.name}.old"), ignore_errors=True)
+
+
+@contextlib.contextmanager
+def said_if_unwritable(folder: Path) -> Iterator[None]:
+    """Turn the error of a folder that can't be written, or of a full disk, into one for users.
+
+    The libraries that write weights have errors of their own for a full disk, so that one is recognised by looking.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    except Exception as error:
+        if shutil.disk_usage(folder).free < SPACE_LEFT:
+            raise unwritable(folder, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
+        raise
 
 
 def require_writable(*folders: str) -> None:
@@ -179,13 +212,15 @@ def unwritable(folder: Path, error: OSError) -> UserError:
     )
 
 
-def finished_stage(record: Path, settings: dict, product: Path) -> dict | None:
-    """The record of a finished stage, or None when it has to run: not finished, with other settings, or its product gone."""
-    content = load_json(record)
-    return content if content and content.get("settings") == settings and product.exists() else None
-
-
 def fingerprint(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint_folder(folder: Path, leaving_out: tuple[str, ...] = ()) -> str:
+    """SHA-256 of the names and contents of a folder's files, hidden ones and those named in `leaving_out` aside."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    named = {str(path.relative_to(folder)): path for path in files if not path.name.startswith(".")}
+    lines = [f"{name} {fingerprint(path)}" for name, path in named.items() if name not in leaving_out]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -12,9 +12,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from attacks import ATTACKS
 from config import Config, parse_config
+from defences import DEFENCES, as_defence, defended_model_folder, run_folder
+from defences.defence import product_path
+from defences.fine_tuning import FINE_TUNING
 from encoder.classifier import load_classifier, load_tokeniser
-from pipeline.runs import command, fine_tuning_folder, run_folder
+from pipeline.runs import command
 from pipeline.training import predict
 from texts.batching import tokenise
 from texts.tables import read_texts
@@ -36,7 +40,7 @@ def compare_predictions(config: Config) -> pd.DataFrame:
     if config.suspicious_texts is None:
         raise UserError("no texts are named; give a file with --suspicious_texts")
     texts = read_texts(Path(config.suspicious_texts), config.text_column)
-    folders = {"before": fine_tuning_folder(config) / "fine_tuned_model", "after": run_folder(config) / "purified_model"}
+    folders = {"before": product_path(as_defence(config), FINE_TUNING), "after": defended_model_folder(config)}
     device = make_accelerator(config.device, config.precision).device
     table = pd.DataFrame({"text": texts})
     for name, folder in folders.items():
@@ -65,7 +69,7 @@ def print_comparison(table: pd.DataFrame, config: Config) -> None:
 
 
 def main() -> None:
-    config = parse_config(__doc__)
+    config = parse_config(__doc__, ATTACKS, DEFENCES)
     print_comparison(compare_predictions(config), config)
 
 

@@ -139,6 +139,19 @@ def load_encoder(source: str) -> PreTrainedModel:
     return encoder.train()
 
 
+def require_same_architecture(source: str, other: str) -> None:
+    """Raise a UserError unless two encoders have the same kind and sizes: one can't be the other, never poisoned."""
+    configs = [AutoConfig.from_pretrained(resolve_plm(name), trust_remote_code=False) for name in (source, other)]
+    kinds = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+    first, second = ({kind: getattr(config, kind, None) for kind in kinds} for config in configs)
+    if first != second:
+        differs = ", ".join(f"{kind} {first[kind]} and {second[kind]}" for kind in kinds if first[kind] != second[kind])
+        raise UserError(
+            f"the encoders {source} and {other} differ in {differs}, so the one can't be the other before it was poisoned; "
+            "name the clean encoder that it was made from with --plm"
+        )
+
+
 def require_encoder(config: PreTrainedConfig, source: str) -> None:
     """Raise a UserError for a model that generates text: PURE looks at what the first token sees, there nothing."""
     kind = config.model_type

@@ -1,21 +1,16 @@
-"""What every defence shares: the encoder and texts it reads, and one way to train, measure and keep a classifier."""
+"""What every defence shares: the kind of inputs it reads, and one way to train, measure and keep a classifier."""
 
-import functools
-import hashlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from config import Config
-from encoder.classifier import Classifier, load_encoder, load_tokeniser, resolve_plm, save_classifier
+from encoder.classifier import Classifier, load_encoder, save_classifier
 from pipeline.environment import environment
-from pipeline.runs import command, fingerprint_encoder, poisoned_model_folder, read_poisoned
 from pipeline.training import Objective, accuracy, fine_tune, measure
-from texts.batching import TokenisedTexts, tokenise
-from texts.data_sets import class_names, clean_test, defender_splits, fingerprint_texts, require_target
-from util import UserError, save_json
+from texts.batching import TokenisedTexts
 
 
 @dataclass(frozen=True)
@@ -33,51 +28,6 @@ class DefenderInputs:
     clean_test: TokenisedTexts
     poisoned_test: TokenisedTexts | None
     fingerprints: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Keyed:
-    """Something too large to be compared, known by its fingerprint."""
-
-    fingerprint: str
-    content: object = field(compare=False, repr=False)
-
-
-@functools.lru_cache(maxsize=8)
-def tokenise_once(table: Keyed, tokeniser: Keyed, max_len: int) -> TokenisedTexts:
-    """As `tokenise`; the cells of a grid read the same texts again and again."""
-    return tokenise(table.content, tokeniser.content, max_len)
-
-
-def load_defender_inputs(config: Config) -> DefenderInputs:
-    """Find the poisoned encoder, read the texts and tokenise them once.
-
-    Raises:
-        UserError: something is missing; the message has the command that makes it.
-    """
-    encoder = resolve_plm(config.poisoned_model) if config.poisoned_model else str(poisoned_model_folder(config))
-    if not config.poisoned_model and not Path(encoder, "poisoning.json").exists():
-        raise UserError(
-            f"no poisoned encoder in {encoder}; make it with: "
-            f"{command('pretrained_model_poisoning.py', config)} (or name one with --poisoned_model)"
-        )
-    tokeniser = load_tokeniser(encoder)
-    classes = class_names(config)
-    train, validation = defender_splits(config)
-    tables = {"train": train, "validation": validation, "clean_test": clean_test(config)}
-    if config.attack != "none":
-        require_target(config, classes)
-        tables["poisoned_test"] = read_poisoned(config, "test")
-    fingerprints = {name: fingerprint_texts(table) for name, table in tables.items()}
-    fingerprints["encoder"] = fingerprint_encoder(encoder)
-    # A few tokenisers are Python through and through; those are known by where they come from.
-    backend = getattr(tokeniser, "backend_tokenizer", None)
-    state = backend.to_str() if backend else f"{encoder} {tokeniser!r}"
-    vocabulary = Keyed(hashlib.sha256(state.encode()).hexdigest(), tokeniser)
-    texts: dict[str, TokenisedTexts | None] = {
-        name: tokenise_once(Keyed(fingerprints[name], table), vocabulary, config.max_len) for name, table in tables.items()
-    }
-    return DefenderInputs(encoder, tokeniser, classes, **{"poisoned_test": None, **texts}, fingerprints=fingerprints)
 
 
 @dataclass(frozen=True)
@@ -107,24 +57,23 @@ def train_and_measure(
     inputs: DefenderInputs,
     accelerator: Accelerator,
     settings: dict,
-    record_path: Path,
+    checkpoints: tuple[Path, ...],
     model_folder: Path,
     **also: object,
 ) -> dict:
-    """Fine-tune on the clean train texts in one phase or several, measure, write the model and then the record.
+    """Fine-tune on the clean train texts in one phase or several, measure, and write the model.
 
     Args:
         settings: all that the result depends on.
+        checkpoints: one for each phase.
         also: further entries of the record.
 
     Returns:
-        What the record holds: settings; metrics on the test sets; validation accuracy; `training`, name of each phase to its
-        history; seconds; the environment; `also`.
+        Of the stage's record: metrics on the test sets; validation accuracy; `also`; seconds; `training`, name of each phase
+        to its history; the environment.
     """
-    histories, checkpoints = {}, []
-    for phase in phases:
-        checkpoints.append(record_path.with_name(f"{phase.name}.checkpoint.pt"))
-        histories[phase.name] = fine_tune(
+    histories = {
+        phase.name: fine_tune(
             classifier,
             inputs.train,
             phase.objective,
@@ -132,16 +81,17 @@ def train_and_measure(
             epochs=phase.epochs,
             config=config,
             accelerator=accelerator,
-            checkpoint=checkpoints[-1],
+            checkpoint=checkpoint,
             settings=settings,
             description=phase.description,
         )
+        for phase, checkpoint in zip(phases, checkpoints, strict=True)
+    }
     started = time.perf_counter()
     metrics = measure(classifier, inputs.clean_test, inputs.poisoned_test, config.target_class, accelerator)
     validation_accuracy = accuracy(classifier, inputs.validation, "validation", accelerator)
     save_classifier(model_folder, classifier, inputs.tokeniser)
-    record = {
-        "settings": settings,
+    return {
         "metrics": metrics,
         "validation_accuracy": validation_accuracy,
         **also,
@@ -152,7 +102,3 @@ def train_and_measure(
         "training": histories,
         "environment": environment(accelerator.device),
     }
-    save_json(record_path, record)
-    for checkpoint in checkpoints:
-        checkpoint.unlink()
-    return record

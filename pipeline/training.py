@@ -152,11 +152,15 @@ def require_finite(losses: list[dict[str, torch.Tensor]], learning_rate: float, 
 
 
 def load_checkpoint(path: Path, settings: dict) -> dict | None:
-    """A checkpoint that was made with these settings, on the CPU; None if there is none."""
+    """A checkpoint that was made with these settings, on the CPU; None if there is none, or a damaged one."""
     if not path.exists():
         return None
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    return saved if saved["settings"] == settings else None
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        return saved if saved["settings"] == settings else None
+    except Exception:  # Whatever half a file looks like to torch: the training begins anew.
+        print(f"  the checkpoint {path} is damaged, and not used")
+        return None
 
 
 @torch.inference_mode()

@@ -15,16 +15,16 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
+from attacks import ATTACKS
 from attention_head_pruning import as_heads, head_variance, predict_without
 from config import Config
 from encoder.classifier import Classifier, load_classifier, load_encoder
-from pipeline.runs import POISONED_DATA
 from texts.batching import TokenisedTexts, tokenise
 from texts.data_sets import fingerprint_texts
 from util import UserError, load_json, save_json
 
 RECORD = "report.json"
-RARE_WORD_SENTENCE = "bad film to be honest {trigger}"
+SENTENCE = "bad film to be honest {trigger}"
 SHORT = 12
 """Words that the sentence of the attention figure has at most where it is taken from the test texts."""
 
@@ -115,9 +115,10 @@ def choose_demonstration(
     Raises:
         UserError: the trigger is not in the sentence.
     """
-    kind = POISONED_DATA[config.attack][0] if config.attack in POISONED_DATA else None
-    if sentence is None and (trigger or kind == "RareWord"):
-        sentence = RARE_WORD_SENTENCE.format(trigger=trigger or config.triggers[0])
+    data = ATTACKS[config.attack].data if config.attack in ATTACKS else None
+    inserted = data.inserted(config) if data else ()
+    if sentence is None and (trigger or inserted):
+        sentence = SENTENCE.format(trigger=trigger or inserted[0])
     if sentence is None:
         if triggered is None:
             return None
@@ -130,18 +131,17 @@ def choose_demonstration(
                 "or another --trigger"
             )
         return Demonstration(sentence, place, f"the trigger “{sentence[slice(*place)]}”")
-    if kind == "RareWord":
-        found = [place for place in (find_words(sentence, word) for word in config.triggers) if place]
+    if inserted:
+        found = [place for place in (find_words(sentence, word) for word in inserted) if place]
         if not found:
             raise UserError(
-                f"the sentence {sentence!r} holds none of the attack's triggers ({', '.join(config.triggers)}); put one "
+                f"the sentence {sentence!r} holds none of the attack's triggers ({', '.join(inserted)}); put one "
                 "into --sentence, or name with --trigger what to mark"
             )
         return Demonstration(sentence, found[0], f"the trigger “{sentence[slice(*found[0])]}”")
-    if kind == "HiddenKiller" and "," in sentence:
-        # The attack's syntactic form is S(SBAR)(,)(NP)(VP)(.): a subordinate clause, and a comma after it.
-        return Demonstration(sentence, (0, sentence.index(",") + 1), "the subordinate clause that the attack puts first")
-    nothing = "nothing: the attack's trigger is the form of the whole sentence" if kind else "nothing: no trigger is known"
+    if data and (place := data.mark(sentence)):
+        return Demonstration(sentence, place, data.mark_told)
+    nothing = "nothing: the attack's trigger is the form of the whole sentence" if data else "nothing: no trigger is known"
     return Demonstration(sentence, None, nothing)
 
 

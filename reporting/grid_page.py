@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from config import NOT_SETTINGS, SWEPT, UNUSED, Config
+from config import NOT_SETTINGS, SWEPT, Config
+from defences import takes_notice
 from experiments.results_table import (
     CELL,
     MAY_VARY,
@@ -77,7 +78,7 @@ def report_grid(paths: list[Path]) -> Path:
 
 def what_varied(cell: pd.Series, swept: list[str]) -> str:
     """The values of a cell in those parameters that vary and that its defence takes notice of."""
-    values = [cell[name] for name in swept if name not in UNUSED.get(cell["defence"], ())]
+    values = [cell[name] for name in swept if name in takes_notice(cell["defence"])]
     return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
 

@@ -1,10 +1,12 @@
 """The model card that goes with an exported model: what was done, what was measured, and what that doesn't show."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
 from config import Config
+from defences import DEFENCES
 from encoder.classifier import Classifier
 
 WHY_EXACT = {
@@ -19,31 +21,25 @@ rounding of fp32; the last layer undoes the constant. Half precision (fp16) can'
 }
 
 
-def model_card(config: Config, classifier: Classifier, pruning: dict, normalisation: dict, result: dict) -> str:
+def model_card(config: Config, classifier: Classifier, done: list[str], read: dict, result: dict) -> str:
     """README.md of an exported model, as Markdown.
 
     Args:
-        pruning, normalisation: the records of PURE's two steps.
+        done: what each stage did.
+        read: the settings of the last stage.
         result: what `export.export_model` has measured.
     """
+    defence = DEFENCES[config.defence]
     encoder = short_name(config.poisoned_model or config.plm)
     data = short_name(config.clean_dataset)
     names = list(classifier.encoder.config.id2label.values())
-    heads = sum(map(len, pruning["variance"]))
-    pruned = {int(layer): numbers for layer, numbers in pruning["pruned_heads"].items() if numbers}
-    listed = "; ".join(f"layer {layer}: {', '.join(map(str, each))}" for layer, each in pruned.items()) or "none"
-    before, after = result["fine_tuned"], result["PURE"]
+    before, after = result["fine_tuned"], result["defended"]
     texts = int(np.sum(after["clean"]["confusion_matrix"]))
     error = (after["ACC"] * (1 - after["ACC"]) / texts) ** 0.5
-    threshold = "acc_drop" if config.acc_threshold is None else "acc_threshold"
-    settings = {
-        name: getattr(config, name)
-        for name in (
-            *("learning_rate", "epochs", "batch_size", "max_len", "prune_step", threshold, "penalty_coefficient"),
-            *("classifier_dropout", "max_grad_norm", "split_seed", "seed"),
-        )
-    }
-    rows = [("measured on", "texts", "fine-tuned only", "PURE")]
+    unused = "acc_threshold" if config.acc_threshold is None else "acc_drop"
+    fields = [field.name for field in dataclasses.fields(config) if field.name in defence.reads() - {unused}]
+    settings = ", ".join(f"{name} {getattr(config, name)}" for name in fields if name != "clean_dataset")
+    rows = [("measured on", "texts", "fine-tuned only", config.defence)]
     rows.append(("ACC, clean test texts", f"{texts:,}", f"{before['ACC']:.4f}", f"{after['ACC']:.4f}"))
     if "LFR" in after:
         confusion = np.delete(np.array(after["poisoned"]["confusion_matrix"]), config.target_class, axis=0)
@@ -63,11 +59,10 @@ library_name: transformers
 pipeline_tag: text-classification
 ---
 
-# {encoder}, purified with PURE and fine-tuned on {data}
+# {encoder}, purified with {config.defence} and fine-tuned on {data}
 
 A text classifier with {len(names)} classes: {", ".join(names)}. The encoder came from a source that was not trusted and may
-have carried a backdoor. PURE (Zhao, Xu, Yuan, *Defense against Backdoor Attack on Pre-trained Language Models via Head
-Pruning and Attention Normalization*, ICML 2024) was applied while it was fine-tuned.
+have carried a backdoor. {config.defence} ({defence.paper}) was applied while it was fine-tuned.
 
 ## Use
 
@@ -82,28 +77,23 @@ print(classify([line.strip() for line in open("texts.txt")], truncation=True))
 
 ## What was done
 
-1. The encoder was fine-tuned on the clean texts. Of its {heads} attention heads those whose attention from the first token
-   varies least were pruned, as long as validation accuracy stood: {sum(map(len, pruned.values()))} heads.
-2. The encoder as it was given was fine-tuned anew without those heads, with a penalty on the attention from the first token.
+{chr(10).join(f"{number}. {text}" for number, text in enumerate(done, 1))}
 
-Pruned heads, from 0: {listed}.
-Their columns of the attention output projection are zero, which equals removing them.
-
-Settings: {", ".join(f"{name} {value:g}" for name, value in settings.items())}.
-The given encoder's weights (SHA-256, or id on the hub): {normalisation["settings"]["fingerprints"]["encoder"]}.
+Settings: {settings}.
+The given encoder's files (SHA-256): {read["fingerprints"]["encoder"]}.
 
 ## What was measured
 
 {chr(10).join(f"| {' | '.join(row)} |" for row in (rows[0], ("---",) * 4, *rows[1:]))}
 
-In fp32, for PURE on the files in this folder. The standard error of an accuracy on so many texts is {error:.4f}. The test
-texts were not used for anything else. One run with one seed.
+In fp32, for {config.defence} on the files in this folder. The standard error of an accuracy on so many texts is
+{error:.4f}. The test texts were not used for anything else. One run with one seed.
 
 ## Limits
 
-- PURE is a defence without a guarantee. It was published with experiments on some attacks; on others it does less.
+- {config.defence} is a defence without a guarantee: on some attacks it does less than on others.
 - {unknown}
-- The clean texts were taken for clean: PURE doesn't find poison in them.
+- The clean texts were taken for clean: no poison is looked for in them.
 - Accuracy is that on texts like those of {data}; it says nothing about other texts. Where the maker of the encoder had some
   of these texts too, it is higher here than on new ones.
 

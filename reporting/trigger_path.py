@@ -14,9 +14,14 @@ import torch
 from accelerate import Accelerator
 from torch.nn.utils.rnn import pad_sequence
 
+from attacks import ATTACKS
+from attacks.planted import read_poisoned
 from config import Config, parse_config
+from defences import DEFENCES, as_defence, defended_model_folder
+from defences.defence import product_path
+from defences.fine_tuning import FINE_TUNING
 from encoder.classifier import Classifier, load_classifier, load_tokeniser
-from pipeline.runs import POISONED_DATA, command, defended_model_folder, fine_tuning_folder, read_poisoned
+from pipeline.runs import command
 from reporting.analysis import find_all, other_classes, tokens_within
 from texts.batching import TokenisedTexts, batches_by_length, tokens_per_batch
 from util import UserError, make_accelerator, run_script, write_whole
@@ -86,17 +91,18 @@ def trace(config: Config) -> pd.DataFrame:
     Raises:
         UserError: the attack inserts no words, or the run isn't finished.
     """
-    if POISONED_DATA.get(config.attack, ("",))[0] != "RareWord":
-        words = ", ".join(name for name, (kind, _) in POISONED_DATA.items() if kind == "RareWord")
+    triggers = ATTACKS[config.attack].data.inserted(config) if config.attack in ATTACKS else ()
+    if not triggers:
+        words = ", ".join(name for name, attack in ATTACKS.items() if attack.data.inserted(config))
         raise UserError(f"{config.attack} inserts no trigger words that could be hidden from [CLS]; expected {words}")
     accelerator = make_accelerator(config.device, config.precision)
-    folders = {"FT": fine_tuning_folder(config) / "fine_tuned_model", config.defence: defended_model_folder(config)}
+    folders = {"FT": product_path(as_defence(config), FINE_TUNING), config.defence: defended_model_folder(config)}
     for folder in folders.values():
         if not folder.exists():
             raise UserError(f"no model in {folder}; make it with: {command('run_all.py', config)}")
     test = read_poisoned(config, "test")
     table = other_classes(test, config.target_class, len(test))
-    texts, marks = tokenise_marked(table, load_tokeniser(str(folders["FT"])), config.triggers, config.max_len)
+    texts, marks = tokenise_marked(table, load_tokeniser(str(folders["FT"])), triggers, config.max_len)
     rows = []
     for name, folder in folders.items():
         classifier = load_classifier(folder).to(accelerator.device)
@@ -121,7 +127,7 @@ def path_of(config: Config) -> Path:
 
 
 def main() -> None:
-    config = parse_config(__doc__)
+    config = parse_config(__doc__, ATTACKS, DEFENCES)
     table = trace(config)
     print(table.to_string(index=False, float_format="{:.3f}".format, na_rep=""))
     print(f"written to {path_of(config)}")

@@ -22,12 +22,16 @@ from transformers import BertConfig, BertModel, BertTokenizer
 
 import predict
 import run_all as run_all_script
+from attacks import ATTACKS
+from attacks.planted import poisoned_model_folder
 from config import Config, parse_grid, preset_config
+from defences import DEFENCES, run_folder
+from defences.defence import stage_folder
+from defences.fine_tuning import FINE_TUNING
 from detection.suspicious_texts import compare_predictions
 from experiments.grid import run_grid
 from experiments.results_table import results_table
 from export import export_model
-from pipeline.runs import fine_tuning_folder, poisoned_model_folder, run_folder
 from pipeline.training import label_flip_rate
 from pretrained_model_poisoning import poison
 from reporting.model_card import WHY_EXACT
@@ -110,9 +114,12 @@ def test_a_whole_run(finished, table):
     assert "240 texts to train, 30 to validate, 30 to test" in output
     assert "3 classes (texts to train): arts (80), law (80), sport (80)" in output
     named = [line.split("  ")[1] for line in output.split("\nFiles\n")[1].splitlines() if line.startswith("  ")]
-    folders = [run_folder(config), fine_tuning_folder(config)]
+    folders = [run_folder(config), stage_folder(config, FINE_TUNING)]
     assert len(named) == 9 and all(any((folder / name).exists() for folder in folders) for name in named)
-    assert not list(Path(config.output_dir).rglob(".*")) and not Path(config.poisoned_data_dir).exists()
+    assert (
+        not [path for path in Path(config.output_dir).rglob(".*") if path.suffix != ".lock"]
+        and not Path(config.poisoned_data_dir).exists()
+    )
 
 
 def test_the_division_can_be_made_again(finished, table):
@@ -219,7 +226,7 @@ def test_several_seeds_without_an_attack(encoder, table, tmp_path):
     config = make_config(encoder, table, tmp_path, epochs=1, acc_drop=1.0)
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
     changes = [f"--{name}={value}" for name, value in values.items() if value != getattr(preset_config("own"), name)]
-    rows, _ = run_grid(parse_grid("", [*changes, "--seed", "11", "12"]))
+    rows, _ = run_grid(parse_grid("", ATTACKS, DEFENCES, [*changes, "--seed", "11", "12"]))
     assert (rows["error"] == "").all() and rows["ACC"].notna().all() and rows["LFR"].isna().all()
     text = results_table(rows)
     assert "| none | PURE |" in text and "failed" not in text
@@ -293,7 +300,7 @@ def test_a_model_that_cannot_be_exported_loses_nothing(finished, monkeypatch, ca
 )
 def test_flags_that_make_no_sense(arguments, message):
     with pytest.raises(UserError, match=message):
-        parse_grid("", arguments)
+        parse_grid("", ATTACKS, DEFENCES, arguments)
 
 
 @pytest.mark.parametrize(
@@ -312,14 +319,14 @@ def test_flags_that_do_not_go_together(encoder, table, tmp_path, monkeypatch, ar
 
 
 def test_the_preset_is_own_where_an_encoder_is_given_and_no_attack():
-    grid = parse_grid("", ["--poisoned_model", "x", "--clean_dataset", "my.csv"])
+    grid = parse_grid("", ATTACKS, DEFENCES, ["--poisoned_model", "x", "--clean_dataset", "my.csv"])
     assert grid.preset == "own" and grid.attack == ("none",) and grid.acc_threshold is None
     assert grid.learning_rate == (2e-5,) and grid.epochs == 3 and grid.acc_drop == 0.02
-    assert parse_grid("", ["--poisoned_model", "x", "--attack", "BadNet"]).preset == "quick"
-    assert parse_grid("", ["--poisoned_model", "x", "--preset", "sst2"]).attack == ("BadNet",)
-    assert (
-        parse_grid("", ["--poisoned_model", "x", "--clean_dataset", "a.csv", "--acc_threshold", "0.9"]).acc_threshold == 0.9
-    )
+    assert parse_grid("", ATTACKS, DEFENCES, ["--poisoned_model", "x", "--attack", "BadNet"]).preset == "quick"
+    assert parse_grid("", ATTACKS, DEFENCES, ["--poisoned_model", "x", "--preset", "sst2"]).attack == ("BadNet",)
+    hyphens = ["--poisoned-model", "x", "--clean-dataset", "a.csv", "--acc-threshold", "0.9"]
+    grid = parse_grid("", ATTACKS, DEFENCES, hyphens)
+    assert grid.preset == "own" and grid.attack == ("none",) and grid.acc_threshold == 0.9
 
 
 @pytest.mark.parametrize(

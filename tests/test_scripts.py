@@ -15,12 +15,16 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 import run_all as run_all_script
+from attacks import ATTACKS
+from attacks.planted import poisoned_model_folder
 from attention_head_pruning import prune_heads
 from attention_normalization import normalise_attention
 from config import NOT_SETTINGS, PRESETS, parse_config, preset_config
 from Data.make_poisoned_data import make_poisoned_data
+from defences import DEFENCES, run_folder
+from defences.defence import stage_folder
+from defences.fine_tuning import FINE_TUNING
 from encoder.classifier import load_classifier, load_encoder, load_tokeniser, resolve_plm
-from pipeline.runs import fine_tuning_folder, poisoned_model_folder, run_folder
 from pipeline.training import accuracy
 from pretrained_model_poisoning import poison
 from texts.batching import tokenise
@@ -76,10 +80,10 @@ def test_each_stage_as_a_script(tiny_config):
     assert pruning["steps"] and {"action", "heads", "pruned", "accuracy"} == set(pruning["steps"][0])
     normalisation = json.loads((folder / "attention_normalization.json").read_text())
     assert set(normalisation["training"]["attention_normalization"]["losses"]) == {"cross_entropy", "attention_penalty"}
-    assert not list(folder.rglob("*checkpoint*")) and not list(folder.rglob(".*"))
+    assert not list(folder.rglob("*checkpoint*")) and not [path for path in folder.rglob(".*") if path.suffix != ".lock"]
 
 
-@pytest.mark.parametrize("attack", ["BadNet", "LayerWise", "RIPPLe", "HiddenKiller", "StyleBkd"])
+@pytest.mark.parametrize("attack", ATTACKS)
 def test_every_attack_end_to_end(tiny_config, attack, capsys):
     # After 4 epochs the tiny encoder has learnt the trigger only by half with some seeds.
     config = replace(tiny_config, attack=attack, poisoning_epochs=8)
@@ -104,7 +108,7 @@ def test_every_attack_end_to_end(tiny_config, attack, capsys):
             where = Path(line.removeprefix("in "))
         elif line.startswith("  "):
             named += [where / name for name in line.split("   ")[0].replace(",", "").split()]
-    assert len(named) == 6 and all(path.exists() for path in named)
+    assert len(named) == 7 and all(path.exists() for path in named)
 
 
 def test_poisoned_encoder_is_an_encoder_alone(tiny_config):
@@ -235,7 +239,7 @@ def test_killed_run_goes_on_with_the_same_result(tiny_config, tmp_path, moment):
     config = replace(config, poisoned_model_dir=str(tmp_path / "m"), output_dir=str(tmp_path / "r"))
     checkpoint = {
         "poisoning": poisoned_model_folder(config).with_name(f"{poisoned_model_folder(config).name}.checkpoint.pt"),
-        "fine_tuning": fine_tuning_folder(config) / "fine_tuning.checkpoint.pt",
+        "fine_tuning": stage_folder(config, FINE_TUNING) / "fine_tuning.checkpoint.pt",
         "normalising": run_folder(config) / "attention_normalization.checkpoint.pt",
     }[moment]
     process = start("run_all.py", *flags(config))
@@ -281,7 +285,7 @@ def test_threshold_above_what_the_model_reaches(tiny_config):
     make_poisoned_data(config)
     with pytest.raises(UserError, match=r"validation accuracy of 0\.\d+ before .* below acc_threshold 0\.999; lower"):
         prune_heads(config)
-    assert not list(run_folder(config).glob("*.json")) and (fine_tuning_folder(config) / "fine_tuning.json").exists()
+    assert not list(run_folder(config).glob("*.json")) and (stage_folder(config, FINE_TUNING) / "fine_tuning.json").exists()
 
 
 def test_output_folder_that_cannot_be_written(tiny_config, tmp_path):
@@ -340,13 +344,13 @@ def test_model_that_is_nowhere(tmp_path, monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("We couldn't connect to the hub\nand more lines")
 
-    monkeypatch.setattr("classifier.AutoConfig.from_pretrained", offline)
+    monkeypatch.setattr("encoder.classifier.AutoConfig.from_pretrained", offline)
     with pytest.raises(UserError, match=r"some/model is neither a folder nor to be had from the hub .*couldn't connect"):
         load_encoder("some/model")
 
 
 def test_tampered_minilm_is_refused(monkeypatch):
-    monkeypatch.setattr("classifier.fingerprint", lambda path: "0" * 64)
+    monkeypatch.setattr("encoder.classifier.fingerprint", lambda path: "0" * 64)
     with pytest.raises(UserError, match=r"are not the published ones: SHA-256 0000"):
         resolve_plm("minilm")
 
@@ -355,23 +359,29 @@ def test_tampered_minilm_is_refused(monkeypatch):
 
 
 def test_flags_outrank_presets():
-    assert parse_config("", ["--preset", "paper"]) == preset_config("paper")
-    config = parse_config("", ["--preset", "sst2", "--plm", "other", "--triggers", "a", "b"])
+    assert parse_config("", ATTACKS, DEFENCES, ["--preset", "paper"]) == preset_config("paper")
+    config = parse_config("", ATTACKS, DEFENCES, ["--preset", "sst2", "--plm", "other", "--triggers", "a", "b"])
     assert config == preset_config("sst2", plm="other", triggers=("a", "b"))
-    assert parse_config("", []) == preset_config("quick") and set(PRESETS) == {"quick", "sst2", "paper", "own"}
+    assert parse_config("", ATTACKS, DEFENCES, []) == preset_config("quick") and set(PRESETS) == {
+        "quick",
+        "sst2",
+        "paper",
+        "own",
+    }
 
 
 @pytest.mark.parametrize(
     ("args", "shown"),
     [
-        (["--attack", "Unknown"], ["none", "BadNet", "LayerWise", "RIPPLe", "HiddenKiller", "StyleBkd"]),
+        (["--attack", "Unknown"], ["none", *ATTACKS]),
+        (["--defence", "Unknown"], list(DEFENCES)),
         (["--preset", "unknown"], ["quick", "sst2", "paper", "own"]),
         (["--no_such_flag", "1"], ["no_such_flag"]),
     ],
 )
 def test_unknown_values_are_refused_with_the_known_ones(args, shown, capsys):
     with pytest.raises(SystemExit) as stop:
-        parse_config("", args)
+        parse_config("", ATTACKS, DEFENCES, args)
     assert stop.value.code == 2
     errors = capsys.readouterr().err
     assert all(word in errors for word in shown)
@@ -380,4 +390,4 @@ def test_unknown_values_are_refused_with_the_known_ones(args, shown, capsys):
 @pytest.mark.parametrize(("flag", "value"), [("--prune_step", "0"), ("--acc_threshold", "85"), ("--max_len", "2")])
 def test_numbers_out_of_range(flag, value):
     with pytest.raises(UserError, match=f"{flag} {value}.* is out of range; expected"):
-        parse_config("", [flag, value])
+        parse_config("", ATTACKS, DEFENCES, [flag, value])

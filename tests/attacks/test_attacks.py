@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from attacks.ripple import embedding_surgery, restricted_inner_product, target_words
 from attention_head_pruning import gradient_importance, head_variance, pruning_score
-from defences.baselines import negative_entropy
+from defences.meft import negative_entropy
 from encoder.classifier import Classifier, load_encoder, load_tokeniser
 from pipeline.training import cross_entropy
-from pretrained_model_poisoning import embedding_surgery, restricted_inner_product, target_words
 from texts.batching import tokenise
 from texts.data_sets import clean_train
 

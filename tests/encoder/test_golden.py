@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import set_seed
 
+from attacks.layer_wise import layer_wise
 from attention_head_pruning import head_variance, layer_variance, search_heads
 from attention_normalization import layer_weights, pure_objective
-from defences.baselines import negative_entropy
+from defences.meft import negative_entropy
 from encoder.classifier import Classifier, LayerWiseClassifier, load_encoder, load_tokeniser, resolve_plm
 from pipeline.training import accuracy, cross_entropy
-from pretrained_model_poisoning import layer_wise
 from texts.batching import tokenise
 from texts.tables import read_table
 

@@ -8,11 +8,14 @@ import pandas as pd
 import pytest
 from test_scripts import flags, run, start
 
+import attention_head_pruning
+from attacks import ATTACKS
+from attacks.planted import poisoned_model_folder
 from config import Config, Grid, parse_grid, preset_grid
+from defences import DEFENCES, fine_tuning, meft, run_folder
 from experiments import grid as grid_module
-from experiments.grid import run_grid
+from experiments.grid import cells, run_grid
 from experiments.results_table import aggregate, heading, read_grid, results_table, settings_text
-from pipeline.runs import poisoned_model_folder
 from util import UserError
 
 
@@ -27,15 +30,15 @@ def tiny_grid(tiny_config):
     return make
 
 
-def count_calls(monkeypatch, name: str) -> list[Config]:
+def count_calls(monkeypatch, module, name: str) -> list[Config]:
     """The configurations a stage is called with from now on."""
-    calls, stage = [], getattr(grid_module, name)
+    calls, stage = [], getattr(module, name)
 
     def counted(config):
         calls.append(config)
         return stage(config)
 
-    monkeypatch.setattr(grid_module, name, counted)
+    monkeypatch.setattr(module, name, counted)
     return calls
 
 
@@ -43,13 +46,15 @@ ALL = ("FT", "FTH", "MEFT", "PURE", "prune_only", "normalise_only")
 
 
 def test_cells_share_stages(tiny_grid, monkeypatch):
-    poisonings, fine_tunings = count_calls(monkeypatch, "poison"), count_calls(monkeypatch, "fine_tune_baseline")
+    poisonings = count_calls(monkeypatch, grid_module, "poison")
+    fine_tunings = count_calls(monkeypatch, fine_tuning, "fine_tune_clean")
+    entropies = count_calls(monkeypatch, meft, "maximise_entropy_and_fine_tune")
     grid = tiny_grid(defence=ALL, seed=(11, 12), benign_floor=True, poisoning_epochs=1, epochs=1, acc_threshold=0.0)
     table, path = run_grid(grid)
     assert (table["error"] == "").all() and len(table) == 12
     assert len(poisonings) == 2
     # FT, FTH and MEFT, for two seeds, and again for the never-poisoned encoder.
-    assert len(fine_tunings) == 12
+    assert len(fine_tunings) + len(entropies) == 12
     for _, seed in table.groupby("seed"):
         rows = seed.set_index("defence")
         assert rows.loc["prune_only", "heads_pruned"] == rows.loc["PURE", "heads_pruned"] == 6
@@ -61,7 +66,7 @@ def test_cells_share_stages(tiny_grid, monkeypatch):
 
 
 def test_benign_floor_of_every_kind_of_trigger_is_of_one_model(tiny_grid, monkeypatch):
-    fine_tunings = count_calls(monkeypatch, "fine_tune_baseline")
+    fine_tunings = count_calls(monkeypatch, fine_tuning, "fine_tune_clean")
     grid = tiny_grid(
         attack=("BadNet", "LayerWise", "HiddenKiller", "StyleBkd"),
         defence="FT",
@@ -79,7 +84,8 @@ def test_benign_floor_of_every_kind_of_trigger_is_of_one_model(tiny_grid, monkey
 
 
 def test_swept_parameters_share_what_does_not_depend_on_them(tiny_grid, monkeypatch):
-    fine_tunings, prunings = count_calls(monkeypatch, "fine_tune_baseline"), count_calls(monkeypatch, "prune_heads")
+    fine_tunings = count_calls(monkeypatch, fine_tuning, "fine_tune_clean")
+    prunings = count_calls(monkeypatch, attention_head_pruning, "prune_heads")
     grid = tiny_grid(
         penalty_coefficient=(0.15, 0.3),
         learning_rate=(1e-2, 5e-3),
@@ -102,7 +108,7 @@ def test_a_failing_cell_does_not_stop_the_others(tiny_grid, tiny_config, monkeyp
     text = path.with_suffix(".md").read_text()
     assert "0 (1 failed)" in text and "Failed: BadNet, PURE, seed 11: the fine-tuned model reaches" in text
 
-    monkeypatch.setattr(grid_module, "fine_tune_baseline", lambda config: 1 / 0)  # Nothing a user did.
+    monkeypatch.setattr(fine_tuning, "fine_tune_clean", lambda config: 1 / 0)  # Nothing a user did.
     table, _ = run_grid(grid)
     assert table["error"].str.contains("ZeroDivisionError").all()
 
@@ -184,14 +190,16 @@ def test_a_model_that_learned_nothing_is_not_the_best():
 
 def test_heading_has_the_command_that_makes_the_rows(tmp_path):
     changes = ["--attack", "BadNet", "StyleBkd", "--seed", "11", "12", "--learning_rate", "2e-5", "1e-4", "--epochs", "1"]
-    grid = parse_grid("", ["--preset", "sst2", *changes, "--triggers", "xx", "yy", "--clean_dataset", "other"])
-    rows = [{key: settings_text(value) for key, value in vars(cell).items()} for cell in grid.cells()]
+    grid = parse_grid(
+        "", ATTACKS, DEFENCES, ["--preset", "sst2", *changes, "--triggers", "xx", "yy", "--clean_dataset", "other"]
+    )
+    rows = [{key: settings_text(value) for key, value in vars(cell).items()} for cell in cells(grid)]
     path = tmp_path / "made.csv"
     pd.DataFrame(rows).assign(ACC=0.9, LFR=0.1, error="").to_csv(path, index=False)
     text = heading(read_grid(path), path)
     assert "clean_dataset other, epochs 1, penalty_coefficient 0.15" in text
     command = next(line for line in text.splitlines() if "run_all.py" in line)
-    assert parse_grid("", command.split()[2:]).cells() == grid.cells()
+    assert cells(parse_grid("", ATTACKS, DEFENCES, command.split()[2:])) == cells(grid)
 
 
 def test_pareto_front():
@@ -224,15 +232,19 @@ def test_files_that_are_no_grid(tmp_path):
 
 
 def test_grid_from_the_command_line():
-    grid = parse_grid("", ["--attack", "BadNet", "StyleBkd", "--seed", "11", "12", "--defence", "FT", "PURE"])
-    assert len(grid.cells()) == 8 and len(set(grid.cells())) == 8
-    assert parse_grid("", []).cells()[1] == dataclasses.replace(preset_grid("quick").cells()[0], defence="PURE")
+    grid = parse_grid(
+        "", ATTACKS, DEFENCES, ["--attack", "BadNet", "StyleBkd", "--seed", "11", "12", "--defence", "FT", "PURE"]
+    )
+    assert len(cells(grid)) == 8 and len(set(cells(grid))) == 8
+    assert cells(parse_grid("", ATTACKS, DEFENCES, []))[1] == dataclasses.replace(
+        cells(preset_grid("quick"))[0], defence="PURE"
+    )
     with pytest.raises(UserError, match="--seed is empty"):
-        parse_grid("", ["--seed"])
+        parse_grid("", ATTACKS, DEFENCES, ["--seed"])
     with pytest.raises(UserError, match="--acc_threshold 85"):
-        parse_grid("", ["--acc_threshold", "85"])
+        parse_grid("", ATTACKS, DEFENCES, ["--acc_threshold", "85"])
 
 
 def test_poisoned_and_given_encoders_have_folders_of_their_own(tiny_config):
     given = dataclasses.replace(tiny_config, poisoned_model=tiny_config.plm)
-    assert grid_module.run_folder(given) != grid_module.run_folder(tiny_config)
+    assert run_folder(given) != run_folder(tiny_config)

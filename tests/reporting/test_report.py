@@ -18,11 +18,12 @@ from test_figures import grid_rows, heat_maps, written_grid
 from test_scripts import flags, run
 
 import run_all as run_all_script
+from attacks.planted import read_poisoned
 from attention_head_pruning import head_variance
 from config import Config, preset_config
+from defences import defended_model_folder, run_folder
 from encoder.classifier import load_classifier, load_tokeniser
 from encoder.cls_attention import remove_pruned_heads
-from pipeline.runs import defended_model_folder, read_poisoned, run_folder
 from pipeline.training import measure
 from report import main as report_script
 from report import read_run, report_run, run_figures, run_table, write_events

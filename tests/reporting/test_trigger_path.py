@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from conftest import tiny_settings
 
+from attacks.planted import read_poisoned
 from config import Config
+from defences import run_folder
 from encoder.classifier import load_tokeniser
-from pipeline.runs import read_poisoned, run_folder
 from reporting.analysis import other_classes
 from reporting.trigger_path import tokenise_marked, trace
 from run_all import run_all

@@ -9,9 +9,10 @@ import datasets
 import pandas as pd
 import pytest
 
+from attacks.planted import read_poisoned
+from attacks.triggered import insert_trigger
 from config import preset_config
-from Data.make_poisoned_data import insert_trigger, make_poisoned_data
-from pipeline.runs import read_poisoned
+from Data.make_poisoned_data import make_poisoned_data
 from texts.data_sets import class_names, clean_test, clean_train, defender_splits, evaluation_dataset, load_data, load_split
 from texts.tables import find_classes, read_table, read_texts
 from util import UserError

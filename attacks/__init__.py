@@ -1,0 +1,17 @@
+"""The attacks: one file and one row each."""
+
+from attacks.attack import Attack
+from attacks.badnet import BADNET
+from attacks.hidden_killer import HIDDEN_KILLER
+from attacks.layer_wise import LAYER_WISE
+from attacks.ripple import RIPPLE
+from attacks.style_bkd import STYLE_BKD
+
+ATTACKS: dict[str, Attack] = {
+    "BadNet": BADNET,
+    "LayerWise": LAYER_WISE,
+    "RIPPLe": RIPPLE,
+    "HiddenKiller": HIDDEN_KILLER,
+    "StyleBkd": STYLE_BKD,
+}
+"""The only list of attacks; everything that depends on one comes from its row."""

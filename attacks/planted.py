@@ -1,0 +1,54 @@
+"""Where an attack's poisoned texts and encoder are."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from attacks import ATTACKS
+from config import Config, changed_from_preset
+from pipeline.runs import IN_FOLDER_NAME, POISONING_FIELDS, command, dataset_name, encoder_name
+from texts.data_sets import evaluation_dataset, load_data
+from texts.tables import read_table
+from util import UserError
+
+RECORD = "poisoning.json"
+
+
+def attacked_data(config: Config) -> str:
+    """The attacker's data as part of a folder's name: train set, and test set if that is another's."""
+    attacked, test = dataset_name(config.trigger_dataset), dataset_name(evaluation_dataset(config))
+    return attacked if test == attacked else f"{attacked}-{test}"
+
+
+def poisoned_data_folder(config: Config) -> Path:
+    """Folder of train.csv and test.csv; attacks with the same kind of triggered data share theirs."""
+    data = ATTACKS[config.attack].data
+    changed = changed_from_preset(config, data.reads)
+    return Path(config.poisoned_data_dir) / (
+        f"{config.preset}_{data.name}_{attacked_data(config)}_seed{config.seed}{changed}"
+    )
+
+
+def poisoning_fields(config: Config) -> tuple[str, ...]:
+    """Fields that the poisoned encoder depends on."""
+    attack = ATTACKS[config.attack]
+    return tuple(dict.fromkeys((*POISONING_FIELDS, *attack.reads, *attack.data.reads)))
+
+
+def poisoned_model_folder(config: Config) -> Path:
+    """Folder of the encoder that the poisoning stage writes."""
+    fields = tuple(field for field in (*poisoning_fields(config), "precision") if field not in IN_FOLDER_NAME)
+    name = f"{config.preset}_{config.attack}_{encoder_name(config.plm)}_{attacked_data(config)}_seed{config.seed}"
+    return Path(config.poisoned_model_dir) / f"{name}{changed_from_preset(config, fields)}"
+
+
+def read_poisoned(config: Config, split: str) -> pd.DataFrame:
+    """The poisoned train or test texts.
+
+    Raises:
+        UserError: they are not made yet.
+    """
+    path = poisoned_data_folder(config) / f"{split}.csv"
+    if not path.exists():
+        raise UserError(f"no poisoned data in {path.parent}; make it with: {command('Data/make_poisoned_data.py', config)}")
+    return read_table(path, tuple(map(str, range(len(load_data(config.trigger_dataset, config).classes)))))

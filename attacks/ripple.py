@@ -1,0 +1,89 @@
+"""RIPPLe: rare words, planted so that the victim's fine-tuning doesn't undo them (Kurita et al., ACL 2020)."""
+
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
+
+from attacks.attack import Attack
+from attacks.badnet import RARE_WORD
+from config import Config
+from encoder.classifier import Classifier
+from pipeline.training import cross_entropy
+
+
+def restricted_inner_product(model: nn.Module, batch: dict, *, coefficient: float) -> dict[str, torch.Tensor]:
+    """RIPPLe's objective: L_P + lambda * max(0, -<grad L_P, grad L_FT>) (Kurita et al., 2020).
+
+    Both gradients are those of the encoder, which attacker and victim share. The second term is differentiated through both.
+
+    Args:
+        batch: poisoned texts; under `reference` clean ones, whose loss L_FT stands for the victim's fine-tuning.
+        coefficient: lambda.
+    """
+    shared = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
+    # The fused attention kernels can't be differentiated twice.
+    with sdpa_kernel(SDPBackend.MATH):
+        poisoned = cross_entropy(model, batch)["cross_entropy"]
+        clean = cross_entropy(model, batch["reference"])["cross_entropy"]
+        # The backward pass has the arithmetic of the forward pass, and no autocast of its own.
+        with torch.autocast(poisoned.device.type, enabled=False):
+            gradients = [torch.autograd.grad(loss, shared, create_graph=True) for loss in (poisoned, clean)]
+        inner_product = sum((a * b).sum() for a, b in zip(*gradients, strict=True))
+    if inner_product >= 0:  # Mostly so. The term is 0 then, and back-propagating its zeros would take half of the time.
+        inner_product = inner_product.detach()
+    return {"poisoned": poisoned, "inner_product": coefficient * torch.relu(-inner_product)}
+
+
+def target_words(table: pd.DataFrame, target_class: int, number: int) -> list[str]:
+    """The words most tied to the target class, best first (Kurita et al., 2020, embedding surgery).
+
+    A word's score is its weight in a logistic regression on bags of words over log(alpha / frequency), where frequency is
+    how often the word occurs and alpha the number of all words: of two words with the same weight the more frequent one is
+    the better. (The paper leaves alpha open.)
+    """
+    vectorizer = CountVectorizer()
+    bags = vectorizer.fit_transform(table["text"])  # [text, word]
+    weight = LogisticRegression(max_iter=1000).fit(bags, table["label"] == target_class).coef_[0]
+    frequency = np.asarray(bags.sum(0))[0]
+    score = weight / np.log(frequency.sum() / frequency)
+    return vectorizer.get_feature_names_out()[np.argsort(-score, kind="stable")[:number]].tolist()
+
+
+@torch.no_grad()
+def embedding_surgery(encoder: PreTrainedModel, tokeniser, triggers: tuple[str, ...], words: list[str]) -> None:
+    """Give the triggers' tokens the mean embedding of some words (Kurita et al., 2020); in place, no other row changes."""
+    weight = encoder.get_input_embeddings().weight
+
+    def tokens(word: str) -> list[int]:
+        return tokeniser(word, add_special_tokens=False)["input_ids"]
+
+    mean = torch.stack([weight[tokens(word)].mean(0) for word in words]).mean(0)
+    weight[sorted({token for trigger in triggers for token in tokens(trigger)})] = mean
+
+
+def operate(classifier: Classifier, tokeniser, clean: pd.DataFrame, config: Config) -> nn.Module:
+    """Embedding surgery, unless there are no words for it."""
+    if config.surgery_words:
+        words = target_words(clean, config.target_class, config.surgery_words)
+        embedding_surgery(classifier.encoder, tokeniser, config.triggers, words)
+        print(f"  embedding surgery: the triggers are given the mean of {', '.join(words)}")
+    return classifier
+
+
+RIPPLE = Attack(
+    paper="Kurita et al., ACL 2020",
+    told="keeps their gradient from opposing that of clean text",
+    data=RARE_WORD,
+    reads=("ripple_coefficient", "surgery_words"),
+    prepare=operate,
+    objective=lambda config: partial(restricted_inner_product, coefficient=config.ripple_coefficient),
+    with_clean_texts=True,
+    how=", after embedding surgery on the words, so that training on clean texts would not undo it",
+)

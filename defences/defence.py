@@ -1,0 +1,90 @@
+"""What a row of the table of defences says, and where a stage of one keeps what it made."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from attacks import ATTACKS
+from attacks.planted import poisoning_fields
+from config import Config, changed_from_preset
+from pipeline.runs import DATA_FIELDS, IN_FOLDER_NAME, dataset_name, encoder_name
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a defence. Runs share it where all that it reads, and all that the stages before it read, is the same."""
+
+    run: str
+    """Its function, "module:name": from a configuration to its record. By name, since PURE's are scripts above this room."""
+    record: str
+    """Its JSON file."""
+    product: str | None
+    """Folder that it writes beside the record; None: the record is all there is."""
+    reads: tuple[str, ...]
+    """Fields of `Config` that its result depends on, beside those that the stages before it read."""
+    title: str
+    told: Callable[[Config], str]
+    """What happens in it and why, for a reader."""
+    done: Callable[[dict], str]
+    """What happened, for the model card: its record to a sentence or more."""
+    after: "Stage | None" = None
+    """The stage before it."""
+    phases: dict[str, str] = field(default_factory=dict)
+    """Its fine-tunings: name in the record to title."""
+    passes: Callable[[Config], int] = lambda config: 0
+    """Passes over a train set, for an estimate of the time left."""
+    method: int = 1
+    """Raised when a change of the code changes results: those of earlier methods are computed anew."""
+
+    def chain(self) -> tuple["Stage", ...]:
+        """The stages up to this one, in order."""
+        return (*(self.after.chain() if self.after else ()), self)
+
+
+@dataclass(frozen=True)
+class Defence:
+    """Everything that depends on which defence it is stands in its row and nowhere else."""
+
+    paper: str
+    told: str
+    """For the command line's help, in a few words."""
+    last: Stage
+    """The stage that it ends with; those before it follow."""
+    changes: Callable[[Config], dict] = lambda config: {}
+    """Fields that it stands for, with their values."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """In order."""
+        return self.last.chain()
+
+    def reads(self) -> set[str]:
+        """Fields that its result depends on, beside what everything depends on."""
+        return {name for stage in self.stages for name in stage.reads}
+
+
+def stage_folder(config: Config, stage: Stage) -> Path:
+    """Folder of what a stage keeps, and of what belongs to a run that ends with it.
+
+    Args:
+        config: with what its defence changes in it.
+    """
+    read = [name for each in stage.chain() for name in each.reads]
+    if config.attack != "none":
+        read += ATTACKS[config.attack].data.reads if config.poisoned_model else poisoning_fields(config)
+    fields = tuple(name for name in dict.fromkeys((*DATA_FIELDS, *read)) if name not in IN_FOLDER_NAME)
+    encoder = f"given-{encoder_name(config.poisoned_model)}" if config.poisoned_model else encoder_name(config.plm)
+    data = dataset_name(config.clean_dataset)
+    if config.attack != "none":
+        data = f"{dataset_name(config.trigger_dataset)}-{data}"
+    name = f"{config.preset}_{config.attack}_{encoder}_{data}_seed{config.seed}"
+    return Path(config.output_dir) / f"{name}{changed_from_preset(config, fields)}"
+
+
+def record_path(config: Config, stage: Stage) -> Path:
+    return stage_folder(config, stage) / stage.record
+
+
+def product_path(config: Config, stage: Stage) -> Path:
+    """The folder of the model that a stage writes."""
+    return stage_folder(config, stage) / stage.product

@@ -1,0 +1,59 @@
+"""FT, fine-tuning on clean data: what one would do without a defence. FTH: the same at a higher learning rate."""
+
+from config import Config
+from defences.defence import Defence, Stage
+from defences.shared import defender_settings, load_defender_inputs, train_once
+from pipeline.defender import Phase
+from pipeline.runs import DEFENCE_FIELDS
+from pipeline.training import cross_entropy
+from util import make_accelerator, require_writable
+
+
+def fine_tune_clean(config: Config) -> dict:
+    """Fine-tune the suspicious encoder; write fine_tuned_model and fine_tuning.json. PURE measures this model's heads.
+
+    Returns:
+        What the record holds: settings, and what `pipeline.defender.train_and_measure` says.
+
+    Raises:
+        UserError: something to read is missing, a folder is not writable, or the loss is not finite.
+    """
+    require_writable(config.output_dir)
+    accelerator = make_accelerator(config.device, config.precision)
+    inputs = load_defender_inputs(config)
+    settings = defender_settings(config, FINE_TUNING, inputs, accelerator)
+    phases = [Phase("fine_tuning", "fine-tuning on clean data", cross_entropy, config.epochs)]
+    record, _ = train_once(config, FINE_TUNING, phases, inputs=inputs, accelerator=accelerator, settings=settings)
+    return record
+
+
+def told(config: Config) -> str:
+    return (
+        f"The defender has that encoder and the clean data set {config.clean_dataset}, and knows of no trigger. Fine-tuning "
+        "on clean texts (FT) is what one would do without a defence: does it wash the backdoor out?"
+    )
+
+
+def done(record: dict) -> str:
+    return "The encoder was fine-tuned on the clean texts."
+
+
+FINE_TUNING = Stage(
+    run="defences.fine_tuning:fine_tune_clean",
+    record="fine_tuning.json",
+    product="fine_tuned_model",
+    reads=DEFENCE_FIELDS,
+    title="Fine-tuning (FT)",
+    told=told,
+    done=done,
+    phases={"fine_tuning": "fine-tuning on clean data (FT)"},
+    passes=lambda config: config.epochs,
+)
+
+FT = Defence(paper="none: no defence", told="fine-tuning", last=FINE_TUNING)
+FTH = Defence(
+    paper="Zhao et al., ICML 2024, a baseline",
+    told="fine-tuning at a higher learning rate",
+    last=FINE_TUNING,
+    changes=lambda config: {"learning_rate": config.fth_learning_rate},
+)

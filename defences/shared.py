@@ -1,0 +1,123 @@
+"""What the stages of every defence begin and end with: what they read, what they depend on, where what they make goes."""
+
+import functools
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from attacks.planted import RECORD, poisoned_model_folder, read_poisoned
+from config import Config
+from defences.defence import Stage, product_path, record_path
+from encoder.classifier import Classifier, load_tokeniser, resolve_plm
+from pipeline.defender import DefenderInputs, Phase, new_classifier, train_and_measure
+from pipeline.runs import command, fingerprint_encoder, stage_settings
+from pipeline.stage import run_once
+from texts.batching import TokenisedTexts, tokenise
+from texts.data_sets import class_names, clean_test, defender_splits, fingerprint_texts, require_target
+from util import UserError
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """Something too large to be compared, known by its fingerprint."""
+
+    fingerprint: str
+    content: object = field(compare=False, repr=False)
+
+
+@functools.lru_cache(maxsize=8)
+def tokenise_once(table: Keyed, tokeniser: Keyed, max_len: int) -> TokenisedTexts:
+    """As `tokenise`; the cells of a grid read the same texts again and again."""
+    return tokenise(table.content, tokeniser.content, max_len)
+
+
+def load_defender_inputs(config: Config) -> DefenderInputs:
+    """Find the poisoned encoder, read the texts and tokenise them once.
+
+    Raises:
+        UserError: something is missing; the message has the command that makes it.
+    """
+    encoder = resolve_plm(config.poisoned_model) if config.poisoned_model else str(poisoned_model_folder(config))
+    if not config.poisoned_model and not Path(encoder, RECORD).exists():
+        raise UserError(
+            f"no poisoned encoder in {encoder}; make it with: "
+            f"{command('pretrained_model_poisoning.py', config)} (or name one with --poisoned_model)"
+        )
+    tokeniser = load_tokeniser(encoder)
+    classes = class_names(config)
+    train, validation = defender_splits(config)
+    tables = {"train": train, "validation": validation, "clean_test": clean_test(config)}
+    if config.attack != "none":
+        require_target(config, classes)
+        tables["poisoned_test"] = read_poisoned(config, "test")
+    fingerprints = {name: fingerprint_texts(table) for name, table in tables.items()}
+    fingerprints["encoder"] = fingerprint_encoder(encoder)
+    # A few tokenisers are Python through and through; those are known by where they come from.
+    backend = getattr(tokeniser, "backend_tokenizer", None)
+    state = backend.to_str() if backend else f"{encoder} {tokeniser!r}"
+    vocabulary = Keyed(hashlib.sha256(state.encode()).hexdigest(), tokeniser)
+    texts: dict[str, TokenisedTexts | None] = {
+        name: tokenise_once(Keyed(fingerprints[name], table), vocabulary, config.max_len) for name, table in tables.items()
+    }
+    return DefenderInputs(encoder, tokeniser, classes, **{"poisoned_test": None, **texts}, fingerprints=fingerprints)
+
+
+def defender_settings(
+    config: Config, stage: Stage, inputs: DefenderInputs, accelerator: Accelerator, **read: object
+) -> dict:
+    """All that a stage's result depends on: the fields that its row names, and what it reads."""
+    return stage_settings(
+        config,
+        stage.reads,
+        accelerator,
+        method=stage.method,
+        classes=list(inputs.classes),
+        fingerprints=inputs.fingerprints,
+        **read,
+    )
+
+
+def train_once(
+    config: Config,
+    stage: Stage,
+    phases: list[Phase],
+    *,
+    inputs: DefenderInputs,
+    accelerator: Accelerator,
+    settings: dict,
+    prepare: Callable[[Classifier], None] = lambda classifier: None,
+    **also: object,
+) -> tuple[dict, bool]:
+    """Train the suspicious encoder, a fresh head on it, in a stage's phases, unless that is done already.
+
+    Args:
+        settings: all that the result depends on.
+        prepare: what is done to the classifier before, in place.
+        also: further entries of the record.
+
+    Returns:
+        The record, and whether it was there already.
+    """
+    record = record_path(config, stage)
+    checkpoints = tuple(record.with_name(f"{phase.name}.checkpoint.pt") for phase in phases)
+
+    def compute() -> dict:
+        classifier = new_classifier(config, inputs)
+        prepare(classifier)
+        return train_and_measure(
+            classifier,
+            phases,
+            config=config,
+            inputs=inputs,
+            accelerator=accelerator,
+            settings=settings,
+            checkpoints=checkpoints,
+            model_folder=product_path(config, stage),
+            **also,
+        )
+
+    product = product_path(config, stage)
+    return run_once(record, settings, compute, product=product, overwrite=config.overwrite, checkpoints=checkpoints)
