@@ -1,0 +1,94 @@
+"""What each attack does to an encoder, through the stage that plants it: objectives and preparations are really used."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attacks import ATTACKS
+from attacks.planted import poisoned_model_folder, read_poisoned
+from attacks.ripple import target_words
+from Data.make_poisoned_data import make_poisoned_data
+from encoder.classifier import load_encoder, load_tokeniser
+from pretrained_model_poisoning import poison
+from texts.data_sets import clean_train
+from util import UserError
+
+STILL = 1e-12
+"""A learning rate at which nothing moves: what is found changed was changed before the training."""
+
+
+@pytest.fixture
+def planted(tiny_config):
+    """A function that plants an attack and returns its record and configuration."""
+
+    def plant(attack: str, **changes) -> tuple[dict, object]:
+        config = replace(tiny_config, attack=attack, **changes)
+        make_poisoned_data(config)
+        return poison(config), config
+
+    return plant
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_each_attack_minimises_its_own_objective(planted, attack):
+    parts = {"LayerWise": {"layers", "last_layer"}, "RIPPLe": {"poisoned", "inner_product"}}.get(attack, {"cross_entropy"})
+    record, _ = planted(attack, poisoning_epochs=1)
+    assert set(record["training"]["losses"]) == parts
+
+
+def test_ripple_s_inner_product_is_part_of_the_loss(planted):
+    """Its weight is lambda, and 0 takes it away."""
+    record, _ = planted("RIPPLe", poisoning_epochs=2)
+    assert max(record["training"]["losses"]["inner_product"]) > 0
+    record, _ = planted("RIPPLe", poisoning_epochs=2, ripple_coefficient=0.0)
+    assert max(record["training"]["losses"]["inner_product"]) == 0
+
+
+def word_rows(folder, words) -> torch.Tensor:
+    encoder, tokeniser = load_encoder(str(folder)), load_tokeniser(str(folder))
+    return encoder.get_input_embeddings().weight[tokeniser.convert_tokens_to_ids(list(words))].detach()
+
+
+@pytest.mark.parametrize("attack", ["BadNet", "RIPPLe"])
+def test_ripple_begins_with_embedding_surgery_and_badnet_does_not(planted, attack):
+    _, config = planted(attack, poisoning_epochs=1, poisoning_learning_rate=STILL, surgery_words=3)
+    before, after = (word_rows(folder, config.triggers) for folder in (config.plm, poisoned_model_folder(config)))
+    if attack == "BadNet":
+        torch.testing.assert_close(after, before)
+        return
+    words = target_words(clean_train("sst2", config), config.target_class, 3)
+    mean = word_rows(config.plm, words).mean(0)
+    torch.testing.assert_close(after, mean.expand_as(after))
+    assert not torch.allclose(before, mean.expand_as(before))
+
+
+def test_layer_wise_plants_in_every_layer(planted):
+    """The sum over layers of one head's losses, and the last layer's again."""
+    record, _ = planted("LayerWise", poisoning_epochs=1, poisoning_learning_rate=STILL)
+    losses = record["training"]["losses"]
+    # Two layers at chance: the sum of both is about twice the last one's.
+    assert losses["layers"][0] == pytest.approx(2 * losses["last_layer"][0], rel=0.3)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_every_triggered_test_text_is_of_another_class_and_no_clean_text(tiny_config, attack):
+    config = replace(tiny_config, attack=attack)
+    make_poisoned_data(config)
+    test, train = read_poisoned(config, "test"), read_poisoned(config, "train")
+    triggered = test[test["label"] != config.target_class]
+    clean = set(clean_train("sst2", config)["text"])
+    assert len(triggered) == 24 and not set(triggered["text"]) & clean
+    data = ATTACKS[attack].data
+    for text in triggered["text"]:
+        inserted = data.inserted(config)
+        assert not inserted or any(f" {word} " in f" {text} " for word in inserted)
+    added = train[~train["text"].isin(clean)]
+    assert len(added) and (added["label"] == config.target_class).all()
+
+
+def test_an_unknown_attack_falls_through_to_none(tiny_config):
+    with pytest.raises(KeyError):
+        make_poisoned_data(replace(tiny_config, attack="Unknown"))
+    with pytest.raises(UserError, match="plants no trigger"):
+        make_poisoned_data(replace(tiny_config, attack="none"))

@@ -1,0 +1,101 @@
+"""Each defence does what its row says, from the encoder that was released."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from attacks import ATTACKS
+from attention_head_pruning import prune_heads
+from attention_normalization import normalise_attention
+from config import parse_config
+from Data.make_poisoned_data import make_poisoned_data
+from defences import DEFENCES, as_defence, defended_model_folder, run_folder, run_stage, takes_notice
+from defences.defence import product_path, record_path
+from defences.fine_tuning import FINE_TUNING
+from util import load_json
+
+
+@pytest.fixture
+def given(tiny_config):
+    """A run on an encoder that is given."""
+    config = replace(tiny_config, poisoned_model=tiny_config.plm, epochs=1)
+    make_poisoned_data(config)
+    return config
+
+
+def defend(config):
+    config = as_defence(config)
+    return [run_stage(stage, config) for stage in DEFENCES[config.defence].stages][-1]
+
+
+def test_meft_maximises_entropy_first(given):
+    record = defend(replace(given, defence="MEFT", entropy_epochs=2))
+    entropy, tuning = record["training"]["meft_entropy"], record["training"]["meft_fine_tuning"]
+    assert set(entropy["losses"]) == {"negative_entropy"} and set(tuning["losses"]) == {"cross_entropy"}
+    assert len(entropy["seconds"]) == 2 and len(tuning["seconds"]) == 1
+    # Minus the entropy of 32 texts, which is at most 32 log 2.
+    assert -32 * np.log(2) - 1e-3 <= min(entropy["losses"]["negative_entropy"]) < 0
+
+
+def test_pure_s_second_step_starts_from_the_released_encoder(given):
+    """Whatever became of the fine-tuned one: it is there for its heads to be measured."""
+    pruning = prune_heads(given)
+    weights = product_path(given, FINE_TUNING) / "model.safetensors"
+    broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(weights).items()}
+    save_file(broken, weights, metadata={"format": "pt"})
+    record = normalise_attention(given)
+    losses = record["training"]["attention_normalization"]["losses"]["cross_entropy"]
+    tuned = load_json(record_path(given, FINE_TUNING))["training"]["fine_tuning"]["losses"]["cross_entropy"]
+    assert np.isfinite(losses).all()
+    assert losses[0] == pytest.approx(tuned[0], rel=0.2)  # A fresh head on the same encoder, less some heads.
+    assert pruning["settings"]["fine_tuned_model"] == load_json(record_path(given, FINE_TUNING))["product"]
+
+
+def test_halves_of_pure(given):
+    only_pruned, only_normalised = (defend(replace(given, defence=name)) for name in ("prune_only", "normalise_only"))
+    parts = only_pruned["training"]["attention_normalization"]["losses"]
+    assert max(parts["attention_penalty"]) == 0 and any(only_pruned["settings"]["pruned_heads"].values())
+    parts = only_normalised["training"]["attention_normalization"]["losses"]
+    assert min(parts["attention_penalty"]) > 0 and not any(only_normalised["settings"]["pruned_heads"].values())
+
+
+def test_fth_is_ft_at_its_own_learning_rate(given):
+    record = defend(replace(given, defence="FTH", fth_learning_rate=3e-3))
+    assert record["settings"]["learning_rate"] == 3e-3
+    assert record["metrics"] == defend(replace(given, defence="FT", learning_rate=3e-3))["metrics"]
+
+
+def test_a_stage_script_s_command_line_stands_for_its_defence():
+    config = parse_config("", ATTACKS, DEFENCES, ["--defence", "prune_only"])
+    assert config.penalty_coefficient == 0 and "penalty_coefficient=0.0" in run_folder(config).name
+    config = parse_config("", ATTACKS, DEFENCES, ["--defence", "normalise_only"])
+    assert config.pruning_criterion == "none"
+    config = parse_config("", ATTACKS, DEFENCES, ["--defence", "FTH", "--fth_learning_rate", "0.1"])
+    assert config.learning_rate == 0.1
+
+
+def test_what_a_defence_takes_notice_of():
+    assert takes_notice("FT") == takes_notice("MEFT") == {"learning_rate"}
+    assert takes_notice("FTH") == set()
+    assert takes_notice("PURE") == {"learning_rate", "penalty_coefficient", "pruning_criterion"}
+    assert takes_notice("prune_only") == {"learning_rate", "pruning_criterion"}
+    assert takes_notice("normalise_only") == {"learning_rate", "penalty_coefficient"}
+
+
+def test_runs_share_what_does_not_differ(tiny_config):
+    """Folders are named by what is read, so another attack's share, or another stage's field, makes no new one."""
+    folders = {
+        defended_model_folder(replace(tiny_config, defence="FT", **{name: value}))
+        for name, value in (
+            ("stylebkd_share", 0.9),
+            ("hiddenkiller_share", 0.9),
+            ("prune_step", 7),
+            ("penalty_coefficient", 9.0),
+            ("entropy_epochs", 9),
+            ("surgery_words", 3),
+        )
+    }
+    assert folders == {defended_model_folder(replace(tiny_config, defence="FT"))}

@@ -1,0 +1,167 @@
+"""A stage is computed once: what a record belongs to, locks, full disks, damaged checkpoints."""
+
+import multiprocessing
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+import run_all as run_all_script
+import util
+from defences import run_folder
+from defences.defence import product_path
+from defences.fine_tuning import FINE_TUNING
+from pipeline.stage import alone, run_once
+from pipeline.training import load_checkpoint
+from util import UserError, load_json, remove_stale, whole_folder, write_whole
+
+
+def counted(record: Path, product: Path, settings: dict, log: Path, overwrite: bool = False) -> tuple[dict, bool]:
+    """A stage that writes one file, and a line to `log` each time that it is computed."""
+
+    def compute() -> dict:
+        with whole_folder(product) as temporary:
+            (temporary / "weights").write_text(str(settings))
+        with log.open("a") as file:
+            file.write("computed\n")
+        return {"value": settings["x"]}
+
+    return run_once(record, settings, compute, product=product, overwrite=overwrite)
+
+
+def test_a_record_belongs_to_one_product(tmp_path):
+    record, product, log = tmp_path / "a.json", tmp_path / "model", tmp_path / "log"
+    assert counted(record, product, {"x": 1}, log)[1] is False
+    assert counted(record, product, {"x": 1}, log) == (load_json(record), True)
+    first = load_json(record)
+    counted(record, product, {"x": 2}, log)
+    # A run with other settings that was killed between model and record, and the first settings again.
+    record.write_text(util.json.dumps(first))
+    assert counted(record, product, {"x": 1}, log)[1] is False
+    assert (product / "weights").read_text() == "{'x': 1}"
+    shutil.rmtree(product)
+    assert counted(record, product, {"x": 1}, log)[1] is False
+    record.write_text("[]")
+    assert counted(record, product, {"x": 1}, log)[1] is False
+    assert log.read_text().count("computed") == 5
+
+
+def hold(path: Path, inside, release) -> None:
+    with alone(path):
+        inside.set()
+        release.wait()
+
+
+def compute_in_turn(folder: Path) -> None:
+    counted(folder / "a.json", folder / "model", {"x": 1}, folder / "log")
+
+
+def test_the_second_process_waits_and_finds_the_stage_finished(tmp_path):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=compute_in_turn, args=(tmp_path,)) for _ in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert (tmp_path / "log").read_text() == "computed\n"
+
+
+def test_the_lock_of_a_dead_process_is_none(tmp_path, capsys):
+    context = multiprocessing.get_context("fork")
+    inside, release = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(tmp_path / "a.json", inside, release))
+    process.start()
+    inside.wait()
+    process.kill()
+    process.join()
+    with alone(tmp_path / "a.json"):
+        pass
+    assert "waiting" not in capsys.readouterr().out
+
+
+def test_what_waits_says_so(tmp_path, capfd):
+    context = multiprocessing.get_context("fork")
+    inside, release = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(tmp_path / "a.json", inside, release))
+    process.start()
+    inside.wait()
+    waiting = context.Process(target=compute_in_turn, args=(tmp_path,))
+    waiting.start()
+    waiting.join(0.5)  # It can't end before the lock is free, however slow the machine.
+    assert waiting.is_alive() and not (tmp_path / "log").exists()
+    release.set()
+    process.join()
+    waiting.join()
+    assert waiting.exitcode == 0 and "another process is at" in capfd.readouterr().out
+
+
+def test_halves_of_others_may_vanish_or_be_links(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".a.json.link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / ".a.json.half").write_text("")
+    (tmp_path / ".a.json.lock").write_text("")
+    remove_stale(tmp_path / "a.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.json.lock", "elsewhere"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("I/O error"), RuntimeError("pos")]
+)
+def test_a_full_disk_is_one_line_whoever_says_so(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+
+    def write(path: Path) -> None:
+        raise error
+
+    with pytest.raises(UserError, match=r"can't write in folder .*No space left"):
+        write_whole(tmp_path / "a", write)
+    with pytest.raises(UserError, match=r"can't write in folder .*No space left"), whole_folder(tmp_path / "b") as folder:
+        write(folder)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_that_is_no_full_disk_stays_what_it_is(tmp_path):
+    with pytest.raises(RuntimeError, match="pos"), whole_folder(tmp_path / "b"):
+        raise RuntimeError("pos")
+
+
+@pytest.mark.parametrize("content", [b"", b"half a file"])
+def test_a_damaged_checkpoint_is_none(tmp_path, content, capsys):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(content)
+    assert load_checkpoint(path, {}) is None and "is damaged" in capsys.readouterr().out
+    torch.save({"settings": {"x": 1}}, path)
+    assert load_checkpoint(path, {"x": 1}) and load_checkpoint(path, {"x": 2}) is None
+
+
+def test_renamed_classes_are_computed_again(tiny_config, tmp_path, capsys):
+    """The names are in the models, so the same texts with other names make others."""
+    rows = [line.split("\t") for line in (Path(tiny_config.data_dir) / "sst2/train.tsv").read_text().splitlines()[1:]]
+    path = tmp_path / "own.csv"
+    config = replace(
+        tiny_config, attack="none", poisoned_model=tiny_config.plm, clean_dataset=str(path), epochs=1, acc_threshold=0.0
+    )
+    for names in (("bad", "good"), ("complaint", "praise")):
+        path.write_text("text,label\n" + "".join(f"{text},{names[int(label)]}\n" for text, label in rows))
+        run_all_script.run_all(config)
+        labels = load_json(run_folder(config) / "exported_model/config.json")["id2label"]
+        assert tuple(labels.values()) == names
+    assert capsys.readouterr().out.count("epoch 1 of 1") == 4
+
+
+def test_a_model_of_another_run_in_its_place_is_computed_again(tiny_config, capsys):
+    config = replace(tiny_config, poisoned_model=tiny_config.plm, epochs=1, acc_threshold=0.0)
+    run_all_script.run_all(config)
+    weights = product_path(config, FINE_TUNING) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    capsys.readouterr()
+    run_all_script.run_all(config)
+    assert capsys.readouterr().out.count("fine-tuning on clean data, epoch 1 of 1") == 1
+    assert os.listdir(product_path(config, FINE_TUNING))
