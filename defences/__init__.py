@@ -46,4 +46,4 @@ def takes_notice(defence: str) -> set[str]:
     """Those of the swept fields that a defence's result depends on, beside attack and seed."""
     row = DEFENCES[defence]
     fixed = row.changes(Config())
-    return {name for name in SWEPT if name in row.reads() and name not in fixed}
+    return {name for name in SWEPT if name != "seed" and name in row.reads() and name not in fixed}

@@ -279,14 +279,21 @@ def test_export_of_a_run_that_is_not_finished(encoder, table, tmp_path):
         export_model(config)
 
 
-def test_a_model_that_cannot_be_exported_loses_nothing(finished, monkeypatch, capsys):
+def test_a_model_that_cannot_be_exported_loses_nothing(finished, tmp_path, monkeypatch, capsys):
     config, _, _ = finished
+    shutil.copytree(config.output_dir, tmp_path / "results")
+    config = replace(config, output_dir=str(tmp_path / "results"))
     before = (run_folder(config) / "exported_model/model.safetensors").read_bytes()
     monkeypatch.setattr("export.CONVERT", {})
     summary = run_all_script.run_all(config)
     assert summary["export"] is None and summary["models"]["PURE"]["ACC"] > 0.8
     assert "left out: transformers has no class" in capsys.readouterr().out
-    assert (run_folder(config) / "exported_model/model.safetensors").read_bytes() == before
+    assert (run_folder(config) / "exported_model/model.safetensors").read_bytes() == before  # Of the same model.
+    purified = run_folder(config) / "purified_model/model.safetensors"
+    purified.write_bytes(purified.read_bytes()[:-1] + b"\0")
+    run_all_script.export_or_say_why_not(config)
+    assert "the export that was there is of another model" in capsys.readouterr().out
+    assert not (run_folder(config) / "exported_model").exists()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from util import load_json
 @pytest.fixture
 def given(tiny_config):
     """A run on an encoder that is given."""
-    config = replace(tiny_config, poisoned_model=tiny_config.plm, epochs=1)
+    config = replace(tiny_config, poisoned_model=tiny_config.plm, epochs=1, acc_threshold=0.0)
     make_poisoned_data(config)
     return config
 

@@ -1,21 +1,27 @@
 """Many runs as one: what they share, what happens when one fails or all are killed, and how they are aggregated."""
 
 import dataclasses
+import shutil
 import time
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from test_scripts import flags, run, start
+from transformers import BertConfig, BertModel
 
 import attention_head_pruning
 from attacks import ATTACKS
-from attacks.planted import poisoned_model_folder
+from attacks.planted import poisoned_model_folder, read_poisoned
 from config import Config, Grid, parse_grid, preset_grid
-from defences import DEFENCES, fine_tuning, meft, run_folder
+from defences import DEFENCES, defended_model_folder, fine_tuning, meft, run_folder
+from encoder.classifier import load_classifier, load_tokeniser
 from experiments import grid as grid_module
 from experiments.grid import cells, run_grid
 from experiments.results_table import aggregate, heading, read_grid, results_table, settings_text
+from pipeline.training import predict
+from texts.batching import tokenise
 from util import UserError
 
 
@@ -81,6 +87,60 @@ def test_benign_floor_of_every_kind_of_trigger_is_of_one_model(tiny_grid, monkey
         assert table["floor_ACC"].nunique() == 1
     assert len({config.poisoned_model for config in fine_tunings}) == 2
     assert sum(config.poisoned_model is not None for config in fine_tunings) == 2
+
+
+def test_a_floor_is_measured_on_the_attack_s_own_texts(tiny_grid, tiny_config):
+    """Of HiddenKiller and StyleBkd by hand: the never-poisoned model, their triggered texts."""
+    config = dataclasses.replace(tiny_config, defence="FT", epochs=2)
+    attacks = ("BadNet", "HiddenKiller", "StyleBkd")
+    table, _ = run_grid(tiny_grid(attack=attacks, defence="FT", benign_floor=True, poisoning_epochs=1, epochs=2))
+    floors, expected = table.set_index("attack")["floor_LFR"], {}
+    model = load_classifier(defended_model_folder(grid_module.benign(config)))
+    tokeniser = load_tokeniser(config.plm)
+    for attack in attacks:
+        test = read_poisoned(dataclasses.replace(config, attack=attack), "test")
+        texts = tokenise(test[test["label"] == 0], tokeniser, config.max_len)
+        expected[attack] = float((predict(model, texts, "triggered").argmax(-1) == 1).double().mean())
+    assert floors.to_dict() == pytest.approx(expected)
+    assert len(set(expected.values())) > 1, "the texts make no difference, so that this test shows nothing"
+
+
+def test_a_floor_on_other_clean_texts_is_another(tiny_grid, tmp_path):
+    data = tmp_path / "own data"
+    grid = tiny_grid(attack="HiddenKiller", defence="FT", benign_floor=True, poisoning_epochs=1, epochs=1)
+    shutil.copytree(grid.data_dir, data)
+    grid = dataclasses.replace(grid, data_dir=str(data))
+    first, _ = run_grid(grid)
+    test = data / "sst2/test.tsv"
+    lines = test.read_text().splitlines()
+    # Those of class 0 become texts of class 1's words: the accuracy on them falls for every model.
+    ones = [line.split("\t")[0] for line in lines[1:] if line.endswith("\t1")]
+    zeros = [f"{text}\t0" for text in ones]
+    test.write_text("\n".join([lines[0], *[line for line in lines[1:] if line.endswith("\t1")], *zeros]) + "\n")
+    second, _ = run_grid(grid)
+    assert second["floor_ACC"].item() == pytest.approx(0.5) != first["floor_ACC"].item()
+    assert second["ACC"].item() == pytest.approx(0.5)
+
+
+def test_a_floor_that_fails_leaves_the_cell_s_own_numbers(tiny_grid, monkeypatch):
+    def fail(config, record):
+        raise UserError("no such luck")
+
+    monkeypatch.setattr(grid_module, "benign_floor", fail)
+    table, _ = run_grid(tiny_grid(defence="FT", benign_floor=True, poisoning_epochs=1, epochs=1))
+    assert table["error"].item() == "benign floor: no such luck" and table[["ACC", "LFR"]].notna().all(axis=None)
+
+
+def test_the_floor_of_a_given_encoder_is_of_its_like(tiny_grid, tiny_plm, tmp_path):
+    """What it was before it was poisoned has its sizes."""
+    torch.manual_seed(0)
+    other = tmp_path / "other"
+    shutil.copytree(tiny_plm, other)
+    config = BertConfig.from_pretrained(tiny_plm)
+    config.num_hidden_layers = 1
+    BertModel(config, add_pooling_layer=False).save_pretrained(other)
+    table, _ = run_grid(tiny_grid(poisoned_model=str(other), defence="FT", benign_floor=True, epochs=1))
+    assert "differ in num_hidden_layers 1 and 2" in table["error"].item() and table["ACC"].notna().item()
 
 
 def test_swept_parameters_share_what_does_not_depend_on_them(tiny_grid, monkeypatch):
