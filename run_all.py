@@ -133,9 +133,15 @@ def plant_backdoor(config: Config) -> dict:
     )
     data = make_poisoned_data(config)
     train, test = read_poisoned(config, "train"), read_poisoned(config, "test")
-    triggered = test[test["label"] != config.target_class]["text"].iloc[0]
+    triggered = test[test["label"] != config.target_class]["text"]
+    if triggered.empty:
+        raise UserError(
+            f"{data / 'test.csv'} holds {len(test):,} texts of the target class, {config.target_class}, and no triggered one; "
+            "expected triggered texts of another class, for the label flip rate: the test set needs such texts, or take "
+            "another --target_class"
+        )
     print(f"  {len(train):,} texts to train, {len(test):,} to test, in {data}")
-    print("  For example:", textwrap.shorten(triggered, 84, placeholder=" ..."))
+    print("  For example:", textwrap.shorten(triggered.iloc[0], 84, placeholder=" ..."))
 
     if config.poisoned_model:
         heading("2/4 Poisoning", f"Left out: the encoder {config.poisoned_model} is given.")
