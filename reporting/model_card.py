@@ -6,6 +6,7 @@ import numpy as np
 
 from config import Config
 from encoder.classifier import Classifier
+from experiments.results_table import as_markdown
 
 WHY_EXACT = {
     "ElectraForSequenceClassification": """The encoder's layers are those of ELECTRA, whose head is linear, gelu, linear. The
@@ -26,9 +27,10 @@ def model_card(config: Config, classifier: Classifier, pruning: dict, normalisat
         pruning, normalisation: the records of PURE's two steps.
         result: what `export.export_model` has measured.
     """
-    encoder = short_name(config.poisoned_model or config.plm)
-    data = short_name(config.clean_dataset)
-    names = list(classifier.encoder.config.id2label.values())
+    # A folder, a file and a class may have any name, and the card is published.
+    encoder = as_markdown(short_name(config.poisoned_model or config.plm))
+    data = as_markdown(short_name(config.clean_dataset))
+    names = [as_markdown(name) for name in classifier.encoder.config.id2label.values()]
     heads = sum(map(len, pruning["variance"]))
     pruned = {int(layer): numbers for layer, numbers in pruning["pruned_heads"].items() if numbers}
     listed = "; ".join(f"layer {layer}: {', '.join(map(str, each))}" for layer, each in pruned.items()) or "none"
@@ -90,7 +92,7 @@ Pruned heads, from 0: {listed}.
 Their columns of the attention output projection are zero, which equals removing them.
 
 Settings: {", ".join(f"{name} {value:g}" for name, value in settings.items())}.
-The given encoder's weights (SHA-256, or id on the hub): {normalisation["settings"]["fingerprints"]["encoder"]}.
+The given encoder's weights (SHA-256, or id on the hub): {as_markdown(normalisation["settings"]["fingerprints"]["encoder"])}.
 
 ## What was measured
 
