@@ -200,7 +200,9 @@ def write_report(run: Run, sentence: str | None, trigger: str | None, texts: int
     events = write_events(run.folder / "tensorboard", histories)
     made = [("The run:", command("run_all.py", config)), ("This page:", report_command(config, sentence, trigger, texts))]
     if events:
-        made.append(("Training curves in TensorBoard:", f"tensorboard --logdir {run.folder / 'tensorboard'}"))
+        made.append(
+            ("Training curves in TensorBoard:", shlex.join(["tensorboard", "--logdir", f"{run.folder / 'tensorboard'}"]))
+        )
     page = {
         "title": f"{config.defence} {f'against {config.attack}' if known else 'without a known attack'}",
         "about": f"Preset {config.preset}, encoder {config.poisoned_model or config.plm}, "
@@ -334,8 +336,7 @@ def write_events(folder: Path, histories: dict[str, dict]) -> bool:
 def report_command(config: Config, sentence: str | None, trigger: str | None, texts: int) -> str:
     """The command that makes the page of a run."""
     flags = {"sentence": sentence, "trigger": trigger, "texts": None if texts == Report.texts else texts}
-    also = "".join(f" --{name} {shlex.quote(str(value))}" for name, value in flags.items() if value is not None)
-    return command("report.py", config) + also
+    return command("report.py", config, **{name: value for name, value in flags.items() if value is not None})
 
 
 def where_made(run: Run) -> list[tuple[str, list[tuple[str, object]]]]:

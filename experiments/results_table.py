@@ -10,13 +10,14 @@ makes them.
 """
 
 import dataclasses
+import re
 import shlex
 import sys
 from pathlib import Path
 
 import pandas as pd
 
-from config import PRESETS, Config, preset_config
+from config import PRESETS, SWEPT, Config, preset_config
 from util import UserError, run_script
 
 CELL = ["attack", "defence"]
@@ -30,32 +31,54 @@ MAY_VARY = [
     "pruning_criterion",
 ]
 
-
+NUMBERS = ["ACC", "LFR", "poisoned_LFR", "floor_ACC", "floor_LFR", "heads_pruned", "seconds"]
+"""What is measured in a cell."""
 DESCRIBED = ["plm", "poisoned_model", "trigger_dataset", "clean_dataset", "learning_rate", "epochs", "penalty_coefficient"]
 """Settings that a reader of the table asks for first."""
-
 LEARNT_MARGIN = 0.1
 """A model this much below another's ACC on the same task has failed to learn: its LFR is neither a floor nor the best."""
 
 
 def read_grid(path: Path) -> pd.DataFrame:
-    """The rows of a grid.
+    """The rows of a grid, and `file`, where they come from.
 
     Raises:
-        UserError: no such file, or it is none that a grid wrote.
+        UserError: no such file, it is none that a grid wrote, it has no rows, or a cell twice.
     """
+    example = "python run_all.py --seed 11 12"
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"can't read {path}: {error}; expected the CSV file of a grid (python run_all.py --seed 11 12)"
-        ) from None
-    missing = [name for name in (*CELL, "seed", "error") if name not in table]
+        raise UserError(f"can't read {path}: {error}; expected the CSV file of a grid ({example})") from None
+    missing = [name for name in (*CELL, "seed", "error", *DESCRIBED) if name not in table]
     if missing:
-        raise UserError(
-            f"{path} is no grid's CSV file: it has no column {missing[0]} (python run_all.py --seed 11 12 makes one)"
-        )
+        raise UserError(f"{path} is no grid's CSV file: it has no column {missing[0]} ({example} makes one)")
+    if table.empty:
+        raise UserError(f"{path} has a header and no rows; expected a row per cell ({example} makes such a file)")
+    for name in (*CELL, "seed"):
+        if table[name].isna().any():
+            row = int(table[name].isna().argmax())
+            raise UserError(f"{path}: row {row} has no {name}; expected one in every row, as run_all.py writes it")
+    for name in NUMBERS:
+        if name in table and not pd.api.types.is_numeric_dtype(table[name]):
+            wrong = table[name][pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()].iloc[0]
+            raise UserError(
+                f"{path}: column {name} holds {wrong!r}; expected numbers, as run_all.py writes them: {grid_command(path)}"
+            )
+    table = table.assign(file=str(path))
+    refuse_twice(table)
     return table
+
+
+def refuse_twice(table: pd.DataFrame) -> None:
+    """Raise a UserError if a cell is there more than once: it would count as another seed."""
+    twice = table[table.duplicated([name for name in (*SWEPT, *MAY_VARY) if name in table])]
+    if len(twice):
+        cell = twice.iloc[0]
+        raise UserError(
+            f"the cell {cell['attack']}, {cell['defence']}, seed {cell['seed']} is there twice, in {cell['file']} for "
+            "one; expected each cell once"
+        )
 
 
 def varying(table: pd.DataFrame) -> list[str]:
@@ -145,15 +168,28 @@ def shown_cells(result: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
+def printable(text: object) -> str:
+    """A text of somebody else's as one line that does nothing to a terminal."""
+    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in " ".join(str(text).split()))
+
+
+def as_markdown(text: object) -> str:
+    """The same in a Markdown file, where it is shown as it is: no table cell ends in it, no tag and no link begins."""
+    return re.sub(r"([\\`*\[<|&$~])", r"\\\1", printable(text))
+
+
 def results_table(table: pd.DataFrame) -> str:
     """A grid's rows as a Markdown table; below it what failed, cells and floors."""
     shown = shown_cells(aggregate(table))
+    names = [name for name in (*CELL, *MAY_VARY) if name in shown]
+    shown[names] = shown[names].map(as_markdown)
     lines = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    text += "".join(f"\n\n{note}" for note in floor_notes(table))
+    text += "".join(f"\n\n{as_markdown(note)}" for note in floor_notes(table))
     errors = table[table["error"].notna() & (table["error"] != "")]
     for _, row in errors.iterrows():
-        text += f"\n\nFailed: {row['attack']}, {row['defence']}, seed {row['seed']}: {row['error']}"
+        failed = f"Failed: {row['attack']}, {row['defence']}, seed {row['seed']}: {row['error']}"
+        text += f"\n\n{as_markdown(failed)}"
     return text
 
 
@@ -199,7 +235,7 @@ def heading(table: pd.DataFrame, path: Path) -> str:
     """What stands above a table: its file, the settings that all rows share, the command."""
     first = table.iloc[0]
     shared = [f"{name} {first[name]}" for name in DESCRIBED if pd.notna(first[name]) and table[name].nunique() == 1]
-    return f"## {path.name}\n\n{', '.join(shared)}\n\n    {grid_command(path)}\n\n"
+    return f"## {as_markdown(path.name)}\n\n{as_markdown(', '.join(shared))}\n\n    {printable(grid_command(path))}\n\n"
 
 
 def main() -> None:

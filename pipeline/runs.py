@@ -7,6 +7,7 @@ share what they have in common.
 
 import dataclasses
 import hashlib
+import shlex
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -48,16 +49,21 @@ def path_name(source: str) -> str:
     return f"{path.stem if path.is_file() else path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
 
 
-def command(script: str, config: Config) -> str:
-    """The command that runs a script with a configuration; what the preset has already is left out."""
-    flags = ""
+def command(script: str, config: Config, **also: object) -> str:
+    """The command that runs a script with a configuration, to be pasted into a shell; what the preset has is left out.
+
+    Args:
+        also: flags of the script's own, and their values.
+    """
     preset = preset_config(config.preset)
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name != "overwrite" and value != getattr(preset, field.name):
-            values = value if isinstance(value, tuple) else (value,)
-            flags += f" --{field.name} {' '.join(map(str, values))}"
-    return f"python {script} --preset {config.preset}{flags}"
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name != "overwrite"}
+    changed = {name: value for name, value in values.items() if value != getattr(preset, name)}
+    words = ["python", script, "--preset", config.preset]
+    for name, value in (changed | also).items():
+        first, *more = map(str, value if isinstance(value, tuple) else (value,))
+        # Standing alone, a value that begins with a dash would be taken for a flag.
+        words += [f"--{name}={first}", *more] if first.startswith("-") else [f"--{name}", first, *more]
+    return shlex.join(words)
 
 
 def stage_settings(config: Config, fields: tuple[str, ...], accelerator: Accelerator, **inputs) -> dict:

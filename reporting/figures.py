@@ -20,6 +20,8 @@ from util import write_whole
 
 COLUMN, PAGE = 3.3, 6.75
 """Widths in inches."""
+LONGEST = 24
+"""Characters of a token that are shown at most."""
 COLOURS = seaborn.color_palette("colorblind").as_hex()
 MARKERS = "osD^vPX*<>"
 STYLE = {
@@ -36,6 +38,9 @@ STYLE = {
     "lines.linewidth": 1.2,
     "savefig.dpi": 180,
     "pdf.fonttype": 42,  # Letters stay letters, which publishers ask for.
+    # Tokens and names are shown as they are: "$$" is a word of many vocabularies, and no formula.
+    "text.parse_math": False,
+    "text.usetex": False,
 }
 
 
@@ -95,7 +100,7 @@ def variance_figure(clean: np.ndarray, triggered: np.ndarray | None, pruned: dic
             xticklabels=[str(head) if head % step == 0 else "" for head in range(heads)],
             yticklabels=range(layers),
             cbar_kws={
-                "label": "change of Var ($10^{-3}$)" if change else "Var ($10^{-3}$)",
+                "label": "change of Var (10⁻³)" if change else "Var (10⁻³)",
                 "location": "bottom",
                 "shrink": 0.9,
                 "aspect": 30,
@@ -184,7 +189,9 @@ def attention_figure(tokens: list[str], marked: list[bool], attention: dict[str,
             ax.add_patch(outline)
         ax.set(title=title, ylabel="layer")
         ax.tick_params(length=0, labelrotation=0)
-    axes[-1].set_xticks(np.arange(len(tokens)) + 0.5, tokens, rotation=60, ha="right", rotation_mode="anchor")
+    # A vocabulary may hold tokens of any length, and the heat maps need their room.
+    shown = [token if len(token) <= LONGEST else f"{token[: LONGEST - 1]}…" for token in tokens]
+    axes[-1].set_xticks(np.arange(len(tokens)) + 0.5, shown, rotation=60, ha="right", rotation_mode="anchor")
     for label, is_marked in zip(axes[-1].get_xticklabels(), marked, strict=True):
         if is_marked:
             label.set(color=COLOURS[3], fontweight="bold")
@@ -207,7 +214,7 @@ def layers_figure(layer_variance: list[float], layer_weight: list[float]) -> Fig
         figure.subplots(1, 2),
         (1000 * np.array(layer_variance), np.array(layer_weight)),
         COLOURS,
-        ("variance v ($10^{-3}$)", "weight w of the penalty"),
+        ("variance v (10⁻³)", "weight w of the penalty"),
         strict=False,
     ):
         ax.bar(range(len(values)), values, color=colour)

@@ -11,10 +11,12 @@ from defences import takes_notice
 from experiments.results_table import (
     CELL,
     MAY_VARY,
+    NUMBERS,
     aggregate,
     floor_notes,
     grid_command,
     read_grid,
+    refuse_twice,
     settings_of,
     shown_cells,
 )
@@ -50,12 +52,12 @@ def report_grid(paths: list[Path]) -> Path:
         cells["varied"] = [what_varied(cell, swept) for _, cell in cells.iterrows()]
         figures["pareto"] = (pareto_figure(cells), "Accuracy against label flip rate", pareto_caption(swept))
     shown = shown_cells(cells)
-    columns = list(shown.columns)
+    shown["LFR"] = shown["LFR"].str.replace("*", "").str.strip()  # Marks of the Markdown table.
     table = {
         "title": "Numbers",
         "id": "numbers",
-        "columns": columns,
-        "rows": [[str(cell).replace("*", "").strip() for cell in row] for row in shown.to_numpy()],
+        "columns": list(shown.columns),
+        "rows": shown.astype(str).to_numpy().tolist(),
         "words": CELL + varies,
         "note": "Mean ± standard deviation over seeds. Benign floor: LFR of a never-poisoned encoder after the same defence "
         "on the same triggered texts.",
@@ -86,22 +88,12 @@ def combine(paths: list[Path]) -> pd.DataFrame:
     """The rows of one grid or several.
 
     Raises:
-        UserError: numbers are none, a cell is there twice, or the files differ in a setting that the table doesn't name.
+        UserError: a file is no grid's, a cell is there twice, or the files differ in a setting that the table doesn't name.
     """
-    tables = []
-    for path in paths:
-        table = read_grid(path)
-        for name in ("ACC", "LFR", "poisoned_LFR", "floor_ACC", "floor_LFR", "heads_pruned", "seconds"):
-            if name in table and not pd.api.types.is_numeric_dtype(table[name]):
-                wrong = table[name][pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()].iloc[0]
-                raise UserError(
-                    f"{path}: column {name} holds {wrong!r}; expected numbers, as run_all.py writes them: "
-                    f"{grid_command(path)}"
-                )
-            if name not in table:
-                table[name] = float("nan")
-        tables.append(table.assign(file=str(path)))
-    rows = pd.concat(tables, ignore_index=True)
+    rows = pd.concat([read_grid(path) for path in paths], ignore_index=True)
+    for name in NUMBERS:
+        if name not in rows:
+            rows[name] = float("nan")
     settings = [field.name for field in dataclasses.fields(Config) if field.name in rows]
     told_apart = {*SWEPT, *MAY_VARY, *NOT_SETTINGS}
     for name in settings:
@@ -111,14 +103,7 @@ def combine(paths: list[Path]) -> pd.DataFrame:
                 f"the cells differ in {name} ({values}), so that means over them say nothing; give each its own page with "
                 "--csv"
             )
-    keys = [name for name in (*SWEPT, *MAY_VARY) if name in rows]
-    twice = rows[rows.duplicated(keys)]
-    if len(twice):
-        cell = twice.iloc[0]
-        raise UserError(
-            f"the cell {cell['attack']}, {cell['defence']}, seed {cell['seed']} is there twice, in {cell['file']} for "
-            "one; expected each cell once"
-        )
+    refuse_twice(rows)
     return rows
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from config import Config
 from defences import DEFENCES
 from encoder.classifier import Classifier
+from experiments.results_table import as_markdown
 
 WHY_EXACT = {
     "ElectraForSequenceClassification": """The encoder's layers are those of ELECTRA, whose head is linear, gelu, linear. The
@@ -30,9 +31,10 @@ def model_card(config: Config, classifier: Classifier, done: list[str], read: di
         result: what `export.export_model` has measured.
     """
     defence = DEFENCES[config.defence]
-    encoder = short_name(config.poisoned_model or config.plm)
-    data = short_name(config.clean_dataset)
-    names = list(classifier.encoder.config.id2label.values())
+    # A folder, a file and a class may have any name, and the card is published.
+    encoder = as_markdown(short_name(config.poisoned_model or config.plm))
+    data = as_markdown(short_name(config.clean_dataset))
+    names = [as_markdown(name) for name in classifier.encoder.config.id2label.values()]
     before, after = result["fine_tuned"], result["defended"]
     texts = int(np.sum(after["clean"]["confusion_matrix"]))
     error = (after["ACC"] * (1 - after["ACC"]) / texts) ** 0.5

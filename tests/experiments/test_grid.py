@@ -1,11 +1,10 @@
-"""Many runs as one: what they share, what happens when one fails or all are killed, and how they are aggregated."""
+"""Many runs as one: what they share, and what happens when one fails or all are killed."""
 
 import dataclasses
 import shutil
 import time
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from test_scripts import flags, run, start
@@ -19,7 +18,7 @@ from defences import DEFENCES, defended_model_folder, fine_tuning, meft, run_fol
 from encoder.classifier import load_classifier, load_tokeniser
 from experiments import grid as grid_module
 from experiments.grid import cells, run_grid
-from experiments.results_table import aggregate, heading, read_grid, results_table, settings_text
+from experiments.results_table import read_grid, results_table
 from pipeline.training import predict
 from texts.batching import tokenise
 from util import UserError
@@ -196,96 +195,6 @@ def test_a_killed_grid_goes_on(tiny_config, tmp_path):
     code, again, errors = run("run_all.py", *arguments)
     assert code == 0 and "8 stages, 8 of which are there already" in again and " of 4:" not in again
     assert again.split("\n\n")[-2] == output.split("\n\n")[-2]  # The table.
-
-
-# ------------------------------------------------------------------------------------------------------ aggregation
-
-
-def made_up() -> pd.DataFrame:
-    rows = [
-        ("BadNet", "FT", 11, 0.9, 1.0, 0.1),
-        ("BadNet", "FT", 12, 0.8, 0.8, 0.1),
-        ("BadNet", "PURE", 11, 0.88, 0.2, 0.1),
-        ("BadNet", "PURE", 12, 0.84, 0.3, 0.2),
-        ("StyleBkd", "FT", 11, 0.9, 0.5, 0.4),
-    ]
-    return pd.DataFrame(rows, columns=["attack", "defence", "seed", "ACC", "LFR", "floor_LFR"]).assign(error="")
-
-
-def test_aggregation():
-    result = aggregate(made_up()).set_index(["attack", "defence"])
-    pure = result.loc[("BadNet", "PURE")]
-    assert pure["ACC"] == pytest.approx(0.86) and pure["ACC_std"] == pytest.approx(0.04 / 2**0.5)
-    assert pure["LFR"] == pytest.approx(0.25) and pure["n"] == 2
-    assert pure["distance"] == pytest.approx(0.1) and pure["distance_std"] == pytest.approx(0)
-    assert pure["best"] and not result.loc[("BadNet", "FT"), "best"] and result.loc[("StyleBkd", "FT"), "best"]
-    assert np.isnan(result.loc[("StyleBkd", "FT"), "LFR_std"])
-
-
-def test_table_as_markdown():
-    lines = results_table(made_up()).splitlines()
-    assert lines[0] == "| attack | defence | ACC | LFR | benign floor | LFR - floor | heads pruned | seeds |"
-    assert lines[3] == "| BadNet | PURE | 0.860 ± 0.028 | **0.250 ± 0.071** | 0.150 ± 0.071 | 0.100 ± 0.000 | - | 2 |"
-    assert lines[4] == "| StyleBkd | FT | 0.900 | **0.500** | 0.400 | 0.100 | - | 1 |"
-
-
-def test_a_floor_that_learned_nothing_is_none():
-    """One of two seeds: the mean is the other's, and below the table stands which is left out."""
-    table = made_up().assign(floor_ACC=[0.88, 0.79, 0.85, 0.5, 0.88])
-    pure = aggregate(table).set_index(["attack", "defence"]).loc[("BadNet", "PURE")]
-    assert pure["floor_LFR"] == pytest.approx(0.1) and pure["distance"] == pytest.approx(0.1)
-    assert results_table(table).splitlines()[-1] == (
-        "No benign floor: BadNet, PURE, seed 12: the never-poisoned encoder came out at an ACC of 0.500, where the poisoned "
-        "one has 0.840."
-    )
-    assert "No benign floor" not in results_table(made_up())
-
-
-def test_a_model_that_learned_nothing_is_not_the_best():
-    table = made_up()
-    table.loc[len(table)] = ["BadNet", "MEFT", 11, 0.5, 0.0, 0.1, ""]
-    result = aggregate(table).set_index(["attack", "defence"])["best"]
-    assert result["BadNet", "PURE"] and not result["BadNet", "MEFT"]
-
-
-def test_heading_has_the_command_that_makes_the_rows(tmp_path):
-    changes = ["--attack", "BadNet", "StyleBkd", "--seed", "11", "12", "--learning_rate", "2e-5", "1e-4", "--epochs", "1"]
-    grid = parse_grid(
-        "", ATTACKS, DEFENCES, ["--preset", "sst2", *changes, "--triggers", "xx", "yy", "--clean_dataset", "other"]
-    )
-    rows = [{key: settings_text(value) for key, value in vars(cell).items()} for cell in cells(grid)]
-    path = tmp_path / "made.csv"
-    pd.DataFrame(rows).assign(ACC=0.9, LFR=0.1, error="").to_csv(path, index=False)
-    text = heading(read_grid(path), path)
-    assert "clean_dataset other, epochs 1, penalty_coefficient 0.15" in text
-    command = next(line for line in text.splitlines() if "run_all.py" in line)
-    assert cells(parse_grid("", ATTACKS, DEFENCES, command.split()[2:])) == cells(grid)
-
-
-def test_pareto_front():
-    rows = [(2e-5, 0.9, 0.5), (5e-5, 0.88, 0.3), (1e-4, 0.87, 0.4), (3e-4, 0.9, 0.5)]
-    table = pd.DataFrame(rows, columns=["learning_rate", "ACC", "LFR"]).assign(
-        attack="BadNet", defence="FT", seed=11, error=""
-    )
-    assert aggregate(table)["front"].tolist() == [True, True, False, True]
-    starred = [line.split("|")[5].strip().endswith("*") for line in results_table(table).splitlines()[2:]]
-    assert starred == [True, True, False, True]
-
-
-def test_a_cell_without_numbers_is_never_on_the_front():
-    table = made_up().assign(learning_rate=[1, 2, 1, 2, 1])
-    table.loc[0, ["ACC", "LFR"]] = float("nan")
-    table.loc[0, "error"] = "broke"
-    result = aggregate(table)
-    assert not result["front"].iloc[0] and result["failed"].iloc[0] == 1 and result["n"].iloc[0] == 0
-
-
-def test_files_that_are_no_grid(tmp_path):
-    with pytest.raises(UserError, match=r"can't read .*nosuch\.csv"):
-        read_grid(tmp_path / "nosuch.csv")
-    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match="has no column attack"):
-        read_grid(tmp_path / "other.csv")
 
 
 # ---------------------------------------------------------------------------------------------------- configuration

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.text import Text
 
 from config import preset_config
 from experiments.results_table import aggregate
@@ -13,6 +14,7 @@ from reporting.figures import (
     attention_figure,
     grid_figure,
     layers_figure,
+    pareto_figure,
     save_figures,
     training_figure,
     trajectory_figure,
@@ -160,3 +162,30 @@ def test_figures_are_files_that_numbers_alone_decide(tmp_path):
     for kind, magic in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
         content = [(tmp_path / name / f"layers.{kind}").read_bytes() for name in ("a", "b")]
         assert content[0] == content[1] and content[0].startswith(magic)
+
+
+def test_text_is_shown_as_it_is(tmp_path):
+    """Tokens, and names out of a CSV file, are no formulas: each stands in a figure that can be drawn."""
+    text, tokens = "$\\frac$ <b>", ["$$", "$\\frac$", "$x^2$", "\\input{x}"]
+    attention = dict(zip((f"after {text}", "released"), np.full((2, 2, 4), 1 / 4), strict=True))
+    cells = aggregate(grid_rows().replace("BadNet", text)).assign(name=f"FT, plm {text}", varied=text, defence=text)
+    histories = {f"poisoning ({text})": {"losses": {text: [1.0, 0.5]}, "seconds": [1.0]}}
+    figures = {
+        "attention": attention_figure(tokens, [False, True, False, False], attention),
+        "grid": grid_figure(cells, grid_rows().replace("BadNet", text).assign(name=f"FT, plm {text}"), [f"FT, plm {text}"]),
+        "pareto": pareto_figure(cells),
+        "training": training_figure(histories),
+    }
+    save_figures(tmp_path, figures)
+    assert len(list(tmp_path.iterdir())) == 2 * len(figures)
+    assert [label.get_text() for label in figures["attention"].axes[1].get_xticklabels()] == tokens
+    for name, figure in figures.items():
+        texts = figure.findobj(Text)
+        assert any(text in each.get_text() for each in texts), name
+        assert not any(each.get_parse_math() or each.get_usetex() for each in texts), name
+
+
+def test_long_tokens_leave_room_for_the_heat_maps():
+    figure = attention_figure(["[CLS]", 300 * "a", "[SEP]"], [False] * 3, {"released": np.full((2, 3), 1 / 3)})
+    shown = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert shown == ["[CLS]", 23 * "a" + "…", "[SEP]"]

@@ -105,3 +105,18 @@ def test_a_grid_of_which_nothing_is_finished(tmp_path):
     rows = grid_rows().assign(error="broken").drop(columns=["ACC", "LFR", "floor_LFR", "heads_pruned"])
     text = report_grid([written_grid(tmp_path / "grid.csv", rows)]).read_text()
     assert "BadNet: no cell has finished." in text and "12 of 12 cells failed" in text and "<img" not in text
+
+
+def test_names_stay_text_on_the_page(tmp_path):
+    """Attacks, defences, files and errors of somebody else's CSV file are no tags and no formulas, and lose no letter."""
+    evil = "<script>alert(1)</script> $\\frac$ *"
+    rows = grid_rows().replace("BadNet", evil).replace("broken", f"broke in {evil}").assign(learning_rate=2e-5)
+    rows["clean_dataset"] = ["sst2", "sst2", "sst2", *[evil] * 9]
+    rows.loc[rows["seed"] == 12, "learning_rate"] = 1e-4
+    page = report_grid([written_grid(tmp_path / "<b>.csv", rows)])
+    text = page.read_text()
+    assert "<script" not in text and "<b>.csv" not in text and f"broke in {evil}" in html.unescape(text)
+    header, *lines = table_of(page, "numbers")
+    assert {line[header.index("clean_dataset")] for line in lines} == {"sst2", evil}
+    assert not any("*" in line[header.index("LFR")] for line in lines)
+    assert (tmp_path / "<b>_figures/grid.pdf").exists() and (tmp_path / "<b>_figures/pareto.pdf").exists()

@@ -1,0 +1,153 @@
+"""A grid's CSV file: what is refused, how cells are aggregated, and the table as Markdown."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from attacks import ATTACKS
+from config import parse_grid
+from defences import DEFENCES
+from experiments.grid import cells
+from experiments.results_table import (
+    aggregate,
+    as_markdown,
+    heading,
+    main,
+    read_grid,
+    results_table,
+    settings_text,
+)
+from util import UserError
+
+
+def made_up() -> pd.DataFrame:
+    rows = [
+        ("BadNet", "FT", 11, 0.9, 1.0, 0.1),
+        ("BadNet", "FT", 12, 0.8, 0.8, 0.1),
+        ("BadNet", "PURE", 11, 0.88, 0.2, 0.1),
+        ("BadNet", "PURE", 12, 0.84, 0.3, 0.2),
+        ("StyleBkd", "FT", 11, 0.9, 0.5, 0.4),
+    ]
+    return pd.DataFrame(rows, columns=["attack", "defence", "seed", "ACC", "LFR", "floor_LFR"]).assign(error="")
+
+
+def written(path: Path, *changes: str) -> Path:
+    """The CSV file that a grid writes, ACC 0.9 and LFR 0.1 in every cell."""
+    grid = parse_grid("", ATTACKS, DEFENCES, ["--preset", "sst2", *changes])
+    rows = [{key: settings_text(value) for key, value in vars(cell).items()} for cell in cells(grid)]
+    pd.DataFrame(rows).assign(ACC=0.9, LFR=0.1, error="").to_csv(path, index=False)
+    return path
+
+
+def test_aggregation():
+    result = aggregate(made_up()).set_index(["attack", "defence"])
+    pure = result.loc[("BadNet", "PURE")]
+    assert pure["ACC"] == pytest.approx(0.86) and pure["ACC_std"] == pytest.approx(0.04 / 2**0.5)
+    assert pure["LFR"] == pytest.approx(0.25) and pure["n"] == 2
+    assert pure["distance"] == pytest.approx(0.1) and pure["distance_std"] == pytest.approx(0)
+    assert pure["best"] and not result.loc[("BadNet", "FT"), "best"] and result.loc[("StyleBkd", "FT"), "best"]
+    assert np.isnan(result.loc[("StyleBkd", "FT"), "LFR_std"])
+
+
+def test_table_as_markdown():
+    lines = results_table(made_up()).splitlines()
+    assert lines[0] == "| attack | defence | ACC | LFR | benign floor | LFR - floor | heads pruned | seeds |"
+    assert lines[3] == "| BadNet | PURE | 0.860 ± 0.028 | **0.250 ± 0.071** | 0.150 ± 0.071 | 0.100 ± 0.000 | - | 2 |"
+    assert lines[4] == "| StyleBkd | FT | 0.900 | **0.500** | 0.400 | 0.100 | - | 1 |"
+
+
+def test_a_floor_that_learned_nothing_is_none():
+    """One of two seeds: the mean is the other's, and below the table stands which is left out."""
+    table = made_up().assign(floor_ACC=[0.88, 0.79, 0.85, 0.5, 0.88])
+    pure = aggregate(table).set_index(["attack", "defence"]).loc[("BadNet", "PURE")]
+    assert pure["floor_LFR"] == pytest.approx(0.1) and pure["distance"] == pytest.approx(0.1)
+    assert results_table(table).splitlines()[-1] == (
+        "No benign floor: BadNet, PURE, seed 12: the never-poisoned encoder came out at an ACC of 0.500, where the poisoned "
+        "one has 0.840."
+    )
+    assert "No benign floor" not in results_table(made_up())
+
+
+def test_a_model_that_learned_nothing_is_not_the_best():
+    table = made_up()
+    table.loc[len(table)] = ["BadNet", "MEFT", 11, 0.5, 0.0, 0.1, ""]
+    result = aggregate(table).set_index(["attack", "defence"])["best"]
+    assert result["BadNet", "PURE"] and not result["BadNet", "MEFT"]
+
+
+def test_heading_has_the_command_that_makes_the_rows(tmp_path):
+    changes = ["--attack", "BadNet", "StyleBkd", "--seed", "11", "12", "--learning_rate", "2e-5", "1e-4", "--epochs", "1"]
+    changes += ["--triggers", "xx", "yy", "--clean_dataset", "other"]
+    grid = parse_grid("", ATTACKS, DEFENCES, ["--preset", "sst2", *changes])
+    path = written(tmp_path / "made.csv", *changes)
+    text = heading(read_grid(path), path)
+    assert "clean_dataset other, epochs 1, penalty_coefficient 0.15" in text
+    command = next(line for line in text.splitlines() if "run_all.py" in line)
+    assert cells(parse_grid("", ATTACKS, DEFENCES, command.split()[2:])) == cells(grid)
+
+
+def test_pareto_front():
+    rows = [(2e-5, 0.9, 0.5), (5e-5, 0.88, 0.3), (1e-4, 0.87, 0.4), (3e-4, 0.9, 0.5)]
+    table = pd.DataFrame(rows, columns=["learning_rate", "ACC", "LFR"]).assign(
+        attack="BadNet", defence="FT", seed=11, error=""
+    )
+    assert aggregate(table)["front"].tolist() == [True, True, False, True]
+    starred = [line.split("|")[5].strip().endswith("*") for line in results_table(table).splitlines()[2:]]
+    assert starred == [True, True, False, True]
+
+
+def test_a_cell_without_numbers_is_never_on_the_front():
+    table = made_up().assign(learning_rate=[1, 2, 1, 2, 1])
+    table.loc[0, ["ACC", "LFR"]] = float("nan")
+    table.loc[0, "error"] = "broke"
+    result = aggregate(table)
+    assert not result["front"].iloc[0] and result["failed"].iloc[0] == 1 and result["n"].iloc[0] == 0
+
+
+def test_files_that_are_no_grid(tmp_path):
+    with pytest.raises(UserError, match=r"can't read .*nosuch\.csv"):
+        read_grid(tmp_path / "nosuch.csv")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="has no column attack"):
+        read_grid(tmp_path / "other.csv")
+    path = written(tmp_path / "grid.csv")
+    whole = pd.read_csv(path)
+    whole.drop(columns="plm").to_csv(path, index=False)
+    with pytest.raises(UserError, match=r"grid\.csv is no grid's CSV file: it has no column plm"):
+        read_grid(path)
+    whole.head(0).to_csv(path, index=False)
+    with pytest.raises(UserError, match=r"grid\.csv has a header and no rows; expected a row per cell"):
+        read_grid(path)
+    whole.assign(defence=["FT", ""]).to_csv(path, index=False)
+    with pytest.raises(UserError, match="row 1 has no defence; expected one in every row"):
+        read_grid(path)
+    whole.assign(LFR=[0.1, "high"]).to_csv(path, index=False)
+    with pytest.raises(UserError, match="column LFR holds 'high'; expected numbers"):
+        read_grid(path)
+
+
+def test_a_cell_that_is_there_twice_is_no_second_seed(tmp_path, monkeypatch):
+    path = written(tmp_path / "grid.csv", "--seed", "11", "12", "--penalty_coefficient", "0.1", "0.2")
+    assert len(read_grid(path)) == 6
+    table = pd.read_csv(path)
+    pd.concat([table, table.tail(1)]).to_csv(path, index=False)
+    monkeypatch.setattr(sys, "argv", ["results_table", str(path)])
+    with pytest.raises(UserError, match=r"the cell BadNet, PURE, seed 12 is there twice, in .*grid\.csv for one; expected"):
+        main()
+
+
+def test_names_stay_text_in_markdown(tmp_path):
+    """A file's name ends no table cell, begins no tag, and does nothing to a terminal."""
+    name = "a|b <img> `c`\x1b[31m.csv"
+    shown = "a\\|b \\<img> \\`c\\`\N{REPLACEMENT CHARACTER}\\[31m.csv"
+    assert as_markdown(name) == shown and as_markdown("two\nlines") == "two lines" and as_markdown("my_1.csv") == "my_1.csv"
+    table = made_up().assign(clean_dataset=[name, name, "other", "other", name])
+    table.loc[0, ["ACC", "LFR", "error"]] = [float("nan"), float("nan"), f"no text in {name}"]
+    text = results_table(table)
+    assert text.count(shown) == 3 and "<img>" not in text.replace("\\<img>", "") and text.replace("\n", "").isprintable()
+    path = written(tmp_path / "grid.csv", "--clean_dataset", name)
+    above = heading(read_grid(path), path)
+    assert f"clean_dataset {shown}," in above and above.replace("\n", "").isprintable()
