@@ -4,6 +4,7 @@ import contextlib
 import errno
 import glob
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -30,6 +31,12 @@ SPACE_LEFT = 2**20
 
 class UserError(Exception):
     """Something the user can mend; its message is the one line they see."""
+
+
+def named(function: str) -> Callable:
+    """The function that "module:name" names."""
+    module, name = function.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def first_line(error: Exception) -> str:

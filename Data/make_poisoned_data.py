@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Started as a script, Python looks beside it only.
 
 from attacks import ATTACKS
-from attacks.planted import poisoned_data_folder
+from attacks.planted import DATA_RECORD, poisoned_data_folder
 from config import Config, parse_config
 from defences import DEFENCES
 from pipeline.stage import alone
@@ -39,12 +39,17 @@ def make_poisoned_data(config: Config) -> Path:
     made_from = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     made_from |= {"train_sha256": fingerprint_texts(train), "test_sha256": fingerprint_texts(test)}
     with alone(folder):
-        if load_json(folder / "made_from.json") != made_from:  # Another run may be reading files that are right already.
+        if load_json(folder / DATA_RECORD) != made_from:  # Another run may be reading files that are right already.
             with whole_folder(folder) as temporary:
                 for name, table in (("train", train), ("test", test)):
                     table[["label", "text"]].to_csv(temporary / f"{name}.csv", index=False)
-                save_json(temporary / "made_from.json", made_from)
+                save_json(temporary / DATA_RECORD, made_from)
     return folder
+
+
+def poisoned_data_record(config: Config) -> dict:
+    """As `make_poisoned_data`; what the texts are made from, as the record of a stage."""
+    return {**load_json(make_poisoned_data(config) / DATA_RECORD), "seconds": {}}
 
 
 def main() -> None:

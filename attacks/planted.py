@@ -12,6 +12,7 @@ from texts.tables import read_table
 from util import UserError
 
 RECORD = "poisoning.json"
+DATA_RECORD = "made_from.json"
 
 
 def attacked_data(config: Config) -> str:

@@ -1,6 +1,5 @@
 """The defences: one file and one row each; PURE's two steps are scripts of their own."""
 
-import importlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from defences.defence import Defence, Stage, product_path, stage_folder
 from defences.fine_tuning import FT, FTH
 from defences.meft import MEFT
 from defences.pure import NORMALISE_ONLY, PRUNE_ONLY, PURE
+from util import named
 
 DEFENCES: dict[str, Defence] = {
     "FT": FT,
@@ -28,8 +28,7 @@ def as_defence(config: Config) -> Config:
 
 def run_stage(stage: Stage, config: Config) -> dict:
     """A stage's record, computed if it isn't there."""
-    module, name = stage.run.split(":")
-    return getattr(importlib.import_module(module), name)(config)
+    return named(stage.run)(config)
 
 
 def run_folder(config: Config) -> Path:

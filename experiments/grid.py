@@ -2,45 +2,41 @@
 
     python run_all.py --attack BadNet StyleBkd --defence FT PURE --seed 11 12 13 --benign_floor
 
-`run_all.py` comes here when it is given several values. What two cells have in common is computed once, what is finished is
-skipped, and a cell that fails doesn't stop the others.
+`run_all.py` comes here when it is given several values. A grid is a graph of stages: what two cells have in common is
+computed once, what is finished is skipped, and a stage that fails fails the cells that need it and no others.
 """
 
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from attacks import ATTACKS
+from attacks.planted import DATA_RECORD, poisoned_data_folder, poisoned_model_folder
 from attacks.planted import RECORD as POISONING_RECORD
-from attacks.planted import poisoned_model_folder
 from config import NOT_SETTINGS, SWEPT, Config, Grid
-from Data.make_poisoned_data import make_poisoned_data
-from defences import DEFENCES, as_defence, defended_model_folder, run_stage, takes_notice
+from defences import DEFENCES, as_defence, defended_model_folder, takes_notice
 from defences.defence import record_path
 from defences.shared import load_defender_inputs
 from encoder.classifier import load_classifier, require_same_architecture
+from experiments.engine import Task, run_tasks
 from experiments.results_table import results_table, settings_text
 from pipeline.runs import stage_settings
-from pipeline.stage import alone
+from pipeline.stage import run_once
 from pipeline.training import measure
-from pretrained_model_poisoning import poison
 from util import (
     UserError,
     fingerprint_folder,
     first_line,
-    load_json,
     make_accelerator,
     require_writable,
-    save_json,
     write_whole,
 )
 
+POISONING = "pretrained_model_poisoning:poison"
 FLOOR_ATTACK = next(iter(ATTACKS))
 """Names the cells of the never-poisoned encoder: one for all attacks, which differ in their test texts alone."""
 
@@ -69,21 +65,35 @@ def cells(grid: Grid) -> list[Config]:
 class Step:
     """One stage of a cell; cells with the same record share it."""
 
-    run: Callable[[Config], dict]
+    function: str
+    """ "module:name", from a configuration to a record."""
     config: Config
     record: Path
-    passes: int
+    """What it writes, by which it is known."""
+    title: str
+    needs: tuple[Path, ...] = ()
+    """Records that it reads."""
+    passes: int = 0
     """Passes over a train set, for the estimate of the time left."""
 
 
 def steps(config: Config) -> list[Step]:
     """The stages of a cell, in order."""
     config = as_defence(config)
-    result = []
+    name = f"{config.attack}, seed {config.seed}"
+    result: list[Step] = []
+    if config.attack != "none":
+        made = poisoned_data_folder(config) / DATA_RECORD
+        result.append(Step("Data.make_poisoned_data:poisoned_data_record", config, made, f"{name}: poisoned data"))
     if not config.poisoned_model:
-        result.append(Step(poison, config, poisoned_model_folder(config) / POISONING_RECORD, config.poisoning_epochs))
+        record = poisoned_model_folder(config) / POISONING_RECORD
+        needs = (result[-1].record,)
+        result.append(Step(POISONING, config, record, f"{name}: poisoning", needs, config.poisoning_epochs))
     for stage in DEFENCES[config.defence].stages:
-        result.append(Step(partial(run_stage, stage), config, record_path(config, stage), stage.passes(config)))
+        given = f"never poisoned, seed {config.seed}" if config.poisoned_model == config.plm else name
+        needs = tuple(step.record for step in result[-1:])
+        title = f"{given}: {stage.title}"
+        result.append(Step(stage.run, config, record_path(config, stage), title, needs, stage.passes(config)))
     return result
 
 
@@ -101,30 +111,30 @@ def floor_path(config: Config) -> Path:
     return folder.with_name(f"{folder.name}_on_{data.name}.json")
 
 
-def benign_floor(config: Config, record: dict) -> dict:
-    """Metrics of the never-poisoned encoder after the cell's defence, on the cell's own triggered texts.
+def floor_steps(config: Config) -> list[Step]:
+    """The stages of a cell's benign floor, in order; the last one's record has its metrics."""
+    result, path = steps(benign(config)), floor_path(config)
+    if path != result[-1].record:
+        needs = (result[-1].record, poisoned_data_folder(config) / DATA_RECORD)
+        title = f"never poisoned, seed {config.seed}: on the texts of {config.attack}"
+        result.append(Step("experiments.grid:benign_floor", as_defence(config), path, title, needs))
+    return result
 
-    Args:
-        record: that of the last stage of `benign(config)`.
-    """
-    if ATTACKS[config.attack].data is ATTACKS[FLOOR_ATTACK].data:
-        return record["metrics"]
+
+def benign_floor(config: Config) -> dict:
+    """Metrics of the never-poisoned encoder after the cell's defence, on the cell's own triggered texts, as a record."""
     folder = defended_model_folder(benign(config))
     inputs = load_defender_inputs(replace(benign(config), attack=config.attack))
     accelerator = make_accelerator(config.device, config.precision)
     read = {name: inputs.fingerprints[name] for name in ("clean_test", "poisoned_test")}
     settings = stage_settings(config, ("target_class", "max_len"), accelerator, **read, model=fingerprint_folder(folder))
-    path = floor_path(config)
-    with alone(path):
-        content = load_json(path)
-        if not content or content["settings"] != settings:
-            classifier = load_classifier(folder).to(accelerator.device)
-            content = {
-                "settings": settings,
-                "metrics": measure(classifier, inputs.clean_test, inputs.poisoned_test, config.target_class, accelerator),
-            }
-            save_json(path, content)
-    return content["metrics"]
+
+    def compute() -> dict:
+        classifier = load_classifier(folder).to(accelerator.device)
+        texts = (inputs.clean_test, inputs.poisoned_test)
+        return {"metrics": measure(classifier, *texts, config.target_class, accelerator), "seconds": {}}
+
+    return run_once(floor_path(config), settings, compute, product=None, overwrite=False)[0]
 
 
 def run_grid(grid: Grid) -> tuple[pd.DataFrame, Path]:
@@ -136,78 +146,88 @@ def run_grid(grid: Grid) -> tuple[pd.DataFrame, Path]:
     require_writable(grid.output_dir)
     path = Path(grid.output_dir) / f"{grid.table}.csv"
     configs = cells(grid)
-    planned = {}  # What is to do, each stage once.
-    for config in configs:
-        for each in [config, benign(config)] if grid.benign_floor else [config]:
-            planned |= {stage.record: stage.passes for stage in steps(each)}
-    to_do = {record: passes for record, passes in planned.items() if grid.overwrite or not record.exists()}
-    print(f"{len(configs)} cells, {len(planned)} stages, {len(planned) - len(to_do)} of which are there already")
-    finished: dict[Path, dict] = {}
-    failed: dict[Path, Exception] = {}
-    passes_done, started, rows = 0, time.perf_counter(), []
+    if grid.benign_floor and grid.poisoned_model:
+        require_same_architecture(grid.poisoned_model, grid.plm)
+    own = [steps(config) for config in configs]
+    floors = [floor_steps(config) if grid.benign_floor else [] for config in configs]
+    planned: dict[Path, Step] = {}  # What is to do, each stage once, a cell's after those of the cells before it.
+    for step in itertools.chain.from_iterable(itertools.chain(*zip(own, floors, strict=True))):
+        planned.setdefault(step.record, step)
+    there = sum(not grid.overwrite and record.exists() for record in planned)
+    print(f"{len(configs)} cells, {len(planned)} stages, {there} of which are there already")
+    outcomes: dict[Path, dict | Exception] = {}
+    rows: dict[int, dict] = {}
+    started = time.perf_counter()
 
-    def run_step(stage: Step) -> dict:
-        nonlocal passes_done
-        if stage.record in failed:  # Shared with a cell before: it would fail again.
-            raise failed[stage.record]
-        if stage.record not in finished:
-            try:
-                finished[stage.record] = stage.run(stage.config)
-            except Exception as error:
-                failed[stage.record] = error
-                raise
-            finally:
-                passes_done += to_do.pop(stage.record, 0)
-        return finished[stage.record]
+    def finished(key: str, outcome: dict | Exception) -> None:
+        outcomes[Path(key)] = outcome
+        for number, config in enumerate(configs):
+            if number not in rows and all(step.record in outcomes for step in (*own[number], *floors[number])):
+                rows[number] = row_of(config, own[number], floors[number], outcomes)
+                write_rows(path, [rows[each] for each in sorted(rows)])
+                done = sum(step.passes for record, step in planned.items() if record in outcomes)
+                left = sum(step.passes for record, step in planned.items() if record not in outcomes)
+                print(f"[{len(rows)} of {len(configs)}] {cell_name(config, grid)}: {outcome_of(rows[number])}", end="")
+                print(time_left(started, done, left), flush=True)
 
-    def run_cell(config: Config) -> dict:
-        if config.attack != "none":
-            make_poisoned_data(config)
-        records = [run_step(stage) for stage in steps(config)]
-        row = {name: records[-1]["metrics"].get(name, float("nan")) for name in ("ACC", "LFR")}
-        if not config.poisoned_model:
-            row |= {f"poisoned_{name}": records[0]["metrics"][name] for name in ("ACC", "LFR")}
+    tasks = [
+        Task(str(record), step.function, step.config, tuple(map(str, step.needs)), log_of(record), step.title)
+        for record, step in planned.items()
+    ]
+    run_tasks(tasks, workers=1, threads=None, engine=None, finished=finished)
+    return pd.DataFrame([rows[number] for number in sorted(rows)]), path
+
+
+def log_of(record: Path) -> Path:
+    """Where a stage's output goes if it doesn't run in this process: beside its record, or its folder if that is swapped."""
+    folder = record.parent
+    swapped = record.name in (POISONING_RECORD, DATA_RECORD)
+    return folder.with_name(f"{folder.name}.log") if swapped else record.with_name(f"{record.stem}.log")
+
+
+def row_of(config: Config, own: list[Step], floor: list[Step], outcomes: dict[Path, dict | Exception]) -> dict:
+    """A row of the CSV file: the settings, the numbers as far as there are any, and what went wrong."""
+    # Where files are on this machine is no part of a result.
+    row = {
+        key: settings_text(value)
+        for key, value in dataclasses.asdict(config).items()
+        if key in ("defence", "device") or key not in NOT_SETTINGS
+    }
+    errors = []
+    wrong = next((outcomes[step.record] for step in own if isinstance(outcomes[step.record], Exception)), None)
+    if wrong:
+        errors.append(said(wrong))
+    else:
+        records = [outcomes[step.record] for step in own]
+        row |= {name: records[-1]["metrics"].get(name, float("nan")) for name in ("ACC", "LFR")}
+        poisoned = next((outcomes[step.record] for step in own if step.function == POISONING), None)
+        if poisoned:
+            row |= {f"poisoned_{name}": poisoned["metrics"][name] for name in ("ACC", "LFR")}
         pruned = [record["pruned_heads"] for record in records if "pruned_heads" in record]
         row["heads_pruned"] = sum(map(len, pruned[0].values())) if pruned else 0
-        own = records if config.poisoned_model else records[1:]
-        row["seconds"] = round(sum(sum(record["seconds"].values()) for record in own), 1)
-        return row
+        defended = [record for record in records if record is not poisoned]
+        row["seconds"] = round(sum(sum(record["seconds"].values()) for record in defended), 1)
+    if floor:
+        wrong = next((outcomes[step.record] for step in floor if isinstance(outcomes[step.record], Exception)), None)
+        if wrong:  # The cell's own numbers stay.
+            errors.append(f"benign floor: {said(wrong)}")
+        else:
+            metrics = outcomes[floor[-1].record]["metrics"]
+            row |= {"floor_ACC": metrics["ACC"], "floor_LFR": metrics["LFR"]}
+    return {**row, "error": "; ".join(errors)}
 
-    def floor_of(config: Config) -> dict:
-        make_poisoned_data(benign(config))
-        if config.poisoned_model:
-            require_same_architecture(config.poisoned_model, config.plm)
-        floor = benign_floor(config, [run_step(step) for step in steps(benign(config))][-1])
-        return {"floor_ACC": floor["ACC"], "floor_LFR": floor["LFR"]}
 
-    for number, config in enumerate(configs, 1):
-        name = f"[{number} of {len(configs)}] {cell_name(config, grid)}"
-        print(name, flush=True)
-        # Where files are on this machine is no part of a result.
-        settings = {
-            key: settings_text(value)
-            for key, value in dataclasses.asdict(config).items()
-            if key in ("defence", "device") or key not in NOT_SETTINGS
-        }
-        row, errors = dict(settings), []
-        # What fails in a cell leaves the other cells, and in the floor the cell's own numbers.
-        for compute in [run_cell, floor_of] if grid.benign_floor else [run_cell]:
-            try:
-                row |= compute(config)
-            except Exception as error:
-                errors.append(("" if compute is run_cell else "benign floor: ") + said(error))
-                break
-        row["error"] = "; ".join(errors)
-        outcome = f"failed: {row['error']}" if errors else f"ACC {row['ACC']:.3f}"
-        outcome += f", LFR {row['LFR']:.3f}" if not errors and config.attack != "none" else ""
-        rows.append(row)
-        table = pd.DataFrame(rows)
-        write_whole(path, lambda temporary, table=table: table.to_csv(temporary, index=False))
-        write_whole(
-            path.with_suffix(".md"), lambda temporary, table=table: temporary.write_text(results_table(table) + "\n")
-        )
-        print(f"  {outcome}{time_left(started, passes_done, sum(to_do.values()))}", flush=True)
-    return table, path
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """The CSV file and the table."""
+    table = pd.DataFrame(rows)
+    write_whole(path, lambda temporary: table.to_csv(temporary, index=False))
+    write_whole(path.with_suffix(".md"), lambda temporary: temporary.write_text(results_table(table) + "\n"))
+
+
+def outcome_of(row: dict) -> str:
+    if row["error"]:
+        return f"failed: {row['error']}"
+    return f"ACC {row['ACC']:.3f}" + ("" if pd.isna(row["LFR"]) else f", LFR {row['LFR']:.3f}")
 
 
 def said(error: Exception) -> str:

@@ -11,6 +11,7 @@ from test_scripts import flags, run, start
 from transformers import BertConfig, BertModel
 
 import attention_head_pruning
+import pretrained_model_poisoning
 from attacks import ATTACKS
 from attacks.planted import poisoned_model_folder, read_poisoned
 from config import Config, Grid, parse_grid, preset_grid
@@ -51,7 +52,7 @@ ALL = ("FT", "FTH", "MEFT", "PURE", "prune_only", "normalise_only")
 
 
 def test_cells_share_stages(tiny_grid, monkeypatch):
-    poisonings = count_calls(monkeypatch, grid_module, "poison")
+    poisonings = count_calls(monkeypatch, pretrained_model_poisoning, "poison")
     fine_tunings = count_calls(monkeypatch, fine_tuning, "fine_tune_clean")
     entropies = count_calls(monkeypatch, meft, "maximise_entropy_and_fine_tune")
     grid = tiny_grid(defence=ALL, seed=(11, 12), benign_floor=True, poisoning_epochs=1, epochs=1, acc_threshold=0.0)
@@ -122,11 +123,11 @@ def test_a_floor_on_other_clean_texts_is_another(tiny_grid, tmp_path):
 
 
 def test_a_floor_that_fails_leaves_the_cell_s_own_numbers(tiny_grid, monkeypatch):
-    def fail(config, record):
+    def fail(config):
         raise UserError("no such luck")
 
     monkeypatch.setattr(grid_module, "benign_floor", fail)
-    table, _ = run_grid(tiny_grid(defence="FT", benign_floor=True, poisoning_epochs=1, epochs=1))
+    table, _ = run_grid(tiny_grid(attack="StyleBkd", defence="FT", benign_floor=True, poisoning_epochs=1, epochs=1))
     assert table["error"].item() == "benign floor: no such luck" and table[["ACC", "LFR"]].notna().all(axis=None)
 
 
@@ -138,8 +139,8 @@ def test_the_floor_of_a_given_encoder_is_of_its_like(tiny_grid, tiny_plm, tmp_pa
     config = BertConfig.from_pretrained(tiny_plm)
     config.num_hidden_layers = 1
     BertModel(config, add_pooling_layer=False).save_pretrained(other)
-    table, _ = run_grid(tiny_grid(poisoned_model=str(other), defence="FT", benign_floor=True, epochs=1))
-    assert "differ in num_hidden_layers 1 and 2" in table["error"].item() and table["ACC"].notna().item()
+    with pytest.raises(UserError, match="differ in num_hidden_layers 1 and 2"):
+        run_grid(tiny_grid(poisoned_model=str(other), defence="FT", benign_floor=True, epochs=1))
 
 
 def test_swept_parameters_share_what_does_not_depend_on_them(tiny_grid, monkeypatch):
@@ -190,10 +191,10 @@ def test_a_killed_grid_goes_on(tiny_config, tmp_path):
     code, output, errors = run("run_all.py", *arguments)
     assert code == 0, errors
     there = int(output.split(" of which are there already")[0].split()[-1])
-    assert 3 <= there < 8
+    assert 3 <= there < 10
     assert output.count("epoch 4 of 4") <= 3  # Of six trainings.
     code, again, errors = run("run_all.py", *arguments)
-    assert code == 0 and "8 stages, 8 of which are there already" in again and " of 4:" not in again
+    assert code == 0 and "10 stages, 10 of which are there already" in again and " of 4:" not in again
     assert again.split("\n\n")[-2] == output.split("\n\n")[-2]  # The table.
 
 
