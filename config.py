@@ -155,6 +155,12 @@ class Grid(Config):
     """Measure too what a never-poisoned encoder makes of the triggered texts, after the same defence: no defence can be asked for a lower LFR."""
     table: str = "grid"
     """Name of the grid's files in output_dir: a CSV file with a row per cell, and a table as Markdown."""
+    workers: int = 1
+    """Stages that run side by side on this machine, each in a process of its own; more than 1 needs Parsl."""
+    threads: int | None = None
+    """Threads of each worker, on which results depend by rounding; None: the processor's cores, divided among the workers."""
+    engine: str | None = None
+    """Python file with a Parsl configuration, whose workers run the stages, wherever they are (examples in engines/)."""
 
 
 PRESETS: dict[str, dict] = {
@@ -261,6 +267,10 @@ def parse_grid(
     for name in SWEPT:
         if not getattr(grid, name):
             raise UserError(f"--{name} is empty; expected one value or more")
+    for name in ("workers", "threads"):
+        value = getattr(grid, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value} is out of range; expected 1 or more")
     grid = replace(grid, **{name: tuple(dict.fromkeys(getattr(grid, name))) for name in SWEPT})
     check_ranges(grid)
     return grid

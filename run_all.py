@@ -275,7 +275,8 @@ def main() -> None:
     configs = cells(grid)
     if grid.benign_floor and "none" in grid.attack:
         raise UserError("--benign_floor is measured on triggered texts; name an attack with --attack")
-    if len(configs) == 2 and not grid.benign_floor and grid.defence[0] == "FT" and len(grid.defence) == 2:
+    one = len(configs) == 2 and grid.defence[0] == "FT" and len(grid.defence) == 2
+    if one and not grid.benign_floor and grid.workers == 1 and not grid.engine:
         config = configs[1]
         print_table(run_all(config), config)
         print(f"\nFigures, numbers and settings on one page: {report_run(config)}")

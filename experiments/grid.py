@@ -174,7 +174,8 @@ def run_grid(grid: Grid) -> tuple[pd.DataFrame, Path]:
         Task(str(record), step.function, step.config, tuple(map(str, step.needs)), log_of(record), step.title)
         for record, step in planned.items()
     ]
-    run_tasks(tasks, workers=1, threads=None, engine=None, finished=finished)
+    engine = Path(grid.engine) if grid.engine else None
+    run_tasks(tasks, workers=grid.workers, threads=grid.threads, engine=engine, finished=finished)
     return pd.DataFrame([rows[number] for number in sorted(rows)]), path
 
 
