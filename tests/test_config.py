@@ -1,0 +1,58 @@
+"""What the command line takes and refuses, before anything is run with it."""
+
+import pytest
+
+from attacks import ATTACKS
+from config import parse_config, parse_grid
+from defences import DEFENCES
+from util import UserError
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        *[("--seed", value) for value in ("-1", "20240101")],
+        *[("--split_seed", value) for value in ("-1", "4294967296")],
+        *[(flag, value) for flag in ("--learning_rate", "--fth_learning_rate") for value in ("-1", "0", "nan", "inf")],
+        *[("--poisoning_learning_rate", value) for value in ("-1", "0", "nan")],
+        *[("--max_grad_norm", value) for value in ("-1", "0", "nan")],
+        *[("--penalty_coefficient", value) for value in ("-1", "nan", "inf")],
+        *[("--ripple_coefficient", value) for value in ("-1", "nan")],
+        *[("--poisoning_max_len", value) for value in ("-5", "0", "1")],
+        *[("--acc_threshold", value) for value in ("-0.1", "85", "nan")],
+        *[("--classifier_dropout", value) for value in ("1.5", "nan")],
+        *[(flag, "0") for flag in ("--epochs", "--batch_size", "--prune_step", "--entropy_epochs", "--poisoning_epochs")],
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(flag, value):
+    for parse in (parse_config, parse_grid):
+        with pytest.raises(UserError, match=f"^{flag} .* is out of range; expected"):
+            parse("", ATTACKS, DEFENCES, [flag, value])
+
+
+@pytest.mark.parametrize("words", [[""], ["cf", " "]])
+def test_blank_triggers_plant_nothing(words):
+    with pytest.raises(UserError, match="--triggers holds a blank word"):
+        parse_config("", ATTACKS, DEFENCES, ["--triggers", *words])
+
+
+@pytest.mark.parametrize("flag", ["--workers", "--threads"])
+def test_workers_and_threads_are_at_least_one(flag):
+    with pytest.raises(UserError, match=f"{flag} 0 is out of range"):
+        parse_grid("", ATTACKS, DEFENCES, [flag, "0"])
+
+
+@pytest.mark.parametrize("spelling", ["--poisoned_model", "--poisoned-model"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_flag_is_the_same_with_hyphens(spelling, joined):
+    args = [f"{spelling}=x"] if joined else [spelling, "x"]
+    config = parse_config("", ATTACKS, DEFENCES, [*args, "--clean-dataset", "my-own.csv"])
+    assert (config.preset, config.attack, config.clean_dataset) == ("own", "none", "my-own.csv")
+
+
+def test_help_says_what_each_attack_and_defence_does(capsys):
+    with pytest.raises(SystemExit):
+        parse_grid("", ATTACKS, DEFENCES, ["--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for name, row in [*ATTACKS.items(), *DEFENCES.items()]:
+        assert f"{name}: {row.told}." in shown
