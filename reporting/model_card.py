@@ -40,7 +40,7 @@ def model_card(config: Config, classifier: Classifier, done: list[str], read: di
     error = (after["ACC"] * (1 - after["ACC"]) / texts) ** 0.5
     unused = "acc_threshold" if config.acc_threshold is None else "acc_drop"
     fields = [field.name for field in dataclasses.fields(config) if field.name in defence.reads() - {unused}]
-    settings = ", ".join(f"{name} {getattr(config, name)}" for name in fields if name != "clean_dataset")
+    settings = as_markdown(", ".join(f"{name} {getattr(config, name)}" for name in fields if name != "clean_dataset"))
     rows = [("measured on", "texts", "fine-tuned only", config.defence)]
     rows.append(("ACC, clean test texts", f"{texts:,}", f"{before['ACC']:.4f}", f"{after['ACC']:.4f}"))
     if "LFR" in after:
@@ -82,7 +82,7 @@ print(classify([line.strip() for line in open("texts.txt")], truncation=True))
 {chr(10).join(f"{number}. {text}" for number, text in enumerate(done, 1))}
 
 Settings: {settings}.
-The given encoder's files (SHA-256): {read["fingerprints"]["encoder"]}.
+The given encoder's files (SHA-256): {as_markdown(read["fingerprints"]["encoder"])}.
 
 ## What was measured
 

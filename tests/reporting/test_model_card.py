@@ -14,12 +14,12 @@ def test_names_stay_text():
     classifier = SimpleNamespace(encoder=SimpleNamespace(config=SimpleNamespace(id2label=classes)))
     measured = {"confusion_matrix": [[9, 1], [1, 9]]}
     metrics = {"ACC": 0.9, "LFR": 0.1, "clean": measured, "poisoned": measured}
-    pruning = {"variance": [[0.1, 0.2]], "pruned_heads": {"0": [1]}}
-    normalisation = {"settings": {"fingerprints": {"encoder": "</p><script>"}}}
-    result = {"fine_tuned": metrics, "PURE": metrics, "largest_difference": 1e-6}
+    read = {"fingerprints": {"encoder": "</p><script>"}}
+    result = {"fine_tuned": metrics, "defended": metrics, "largest_difference": 1e-6}
     result["class"] = "DistilBertForSequenceClassification"
-    card = model_card(config, classifier, pruning, normalisation, result)
+    card = model_card(config, classifier, ["The first thing.", "The second."], read, result)
     assert "# \\</p>\\<script>, purified with PURE and fine-tuned on a\\|b \\[x](y).csv\n" in card
     assert "2 classes: cheap \\| 0, \\<img src=x> --- # new." in card and "target \\<img src=x> --- # new | 10 |" in card
+    assert "1. The first thing.\n2. The second.\n" in card
     for tag in ("<script", "<img", "</p"):
         assert card.count(tag) == card.count(f"\\{tag}") > 0

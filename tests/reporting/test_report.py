@@ -265,7 +265,7 @@ def test_report_as_a_script(tiny_run, tmp_path, monkeypatch, capsys):
     assert "holds none of the attack's triggers" in errors and page.read_bytes() == before
     with pytest.raises(UserError, match=r"no run in .*seed12.*; make it with: python run_all.py .*--seed 12"):
         report_run(replace(moved, seed=12))
-    with pytest.raises(UserError, match="--defence MEFT prunes none; expected PURE"):
+    with pytest.raises(UserError, match="--defence MEFT prunes none; expected one of PURE, prune_only, normalise_only"):
         report_run(replace(moved, defence="MEFT"))
     (run_folder(moved) / "attention_normalization.json").write_text('{"settings": ')
     with pytest.raises(
