@@ -13,9 +13,10 @@ import pandas as pd
 from accelerate import Accelerator
 
 from config import NOT_SETTINGS, Config, changed_from_preset, preset_config
+from encoder.trusted import fingerprint_files, local_folder
 from texts.data_sets import evaluation_dataset, is_path, load_data
 from texts.tables import read_table
-from util import UserError, fingerprint
+from util import UserError
 
 # What each kind of poisoned data depends on, beside the data set and the seed.
 RARE_WORD_FIELDS = ("rare_word_share", "triggers", "target_class")
@@ -163,9 +164,8 @@ def stage_settings(config: Config, fields: tuple[str, ...], accelerator: Acceler
 
 
 def fingerprint_encoder(source: str) -> str:
-    """SHA-256 of an encoder's weights in a folder; the id of one on the hub."""
-    weights = sorted(Path(source).glob("*.safetensors"))
-    return " ".join(map(fingerprint, weights)) if weights else source
+    """SHA-256 of all that loading an encoder reads: weights, config.json, tokeniser; names and contents."""
+    return fingerprint_files(local_folder(source))
 
 
 def read_poisoned(config: Config, split: str) -> pd.DataFrame:

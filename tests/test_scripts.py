@@ -340,13 +340,13 @@ def test_model_that_is_nowhere(tmp_path, monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("We couldn't connect to the hub\nand more lines")
 
-    monkeypatch.setattr("classifier.AutoConfig.from_pretrained", offline)
+    monkeypatch.setattr("encoder.trusted.snapshot_download", offline)
     with pytest.raises(UserError, match=r"some/model is neither a folder nor to be had from the hub .*couldn't connect"):
         load_encoder("some/model")
 
 
 def test_tampered_minilm_is_refused(monkeypatch):
-    monkeypatch.setattr("classifier.fingerprint", lambda path: "0" * 64)
+    monkeypatch.setattr("encoder.classifier.fingerprint", lambda path: "0" * 64)
     with pytest.raises(UserError, match=r"are not the published ones: SHA-256 0000"):
         resolve_plm("minilm")
 

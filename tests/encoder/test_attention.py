@@ -252,7 +252,7 @@ def test_computing_attention_again_changes_no_gradient(texts, monkeypatch):
     gradients = []
     for again in (True, False):
         if not again:
-            monkeypatch.setattr("cls_attention.checkpoint", lambda function, *args, use_reentrant: function(*args))
+            monkeypatch.setattr("encoder.cls_attention.checkpoint", lambda function, *args, use_reentrant: function(*args))
         torch.manual_seed(0)
         config = BertConfig(vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
         classifier = Classifier(BertModel(config, add_pooling_layer=False), 2, dropout=0.1, seed=0).train()
