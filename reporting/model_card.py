@@ -27,6 +27,12 @@ def model_card(config: Config, classifier: Classifier, pruning: dict, normalisat
         result: what `export.export_model` has measured.
     """
     encoder = short_name(config.poisoned_model or config.plm)
+    tokeniser = (
+        f"The tokeniser is not the encoder's but that of {short_name(config.tokeniser)}, which was given as trusted."
+        if config.tokeniser
+        else "Of the encoder's own tokeniser it was checked that it cuts texts into tokens and does nothing else: no "
+        "normaliser that rewrites words, no two strings with one number, nothing added but the special tokens at both ends."
+    )
     data = short_name(config.clean_dataset)
     names = list(classifier.encoder.config.id2label.values())
     heads = sum(map(len, pruning["variance"]))
@@ -90,7 +96,7 @@ Pruned heads, from 0: {listed}.
 Their columns of the attention output projection are zero, which equals removing them.
 
 Settings: {", ".join(f"{name} {value:g}" for name, value in settings.items())}.
-The given encoder's weights (SHA-256, or id on the hub): {normalisation["settings"]["fingerprints"]["encoder"]}.
+The given encoder's files (SHA-256 over their names and contents): {normalisation["settings"]["fingerprints"]["encoder"]}.
 
 ## What was measured
 
@@ -103,6 +109,7 @@ texts were not used for anything else. One run with one seed.
 
 - PURE is a defence without a guarantee. It was published with experiments on some attacks; on others it does less.
 - {unknown}
+- PURE defends against what is in the weights, and against nothing else. {tokeniser}
 - The clean texts were taken for clean: PURE doesn't find poison in them.
 - Accuracy is that on texts like those of {data}; it says nothing about other texts. Where the maker of the encoder had some
   of these texts too, it is higher here than on new ones.
