@@ -20,7 +20,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from config import Config, parse_config
-from encoder.classifier import Classifier, LayerWiseClassifier, load_encoder, load_tokeniser, resolve_plm
+from encoder.classifier import (
+    Classifier,
+    LayerWiseClassifier,
+    load_encoder,
+    load_tokeniser,
+    require_positions,
+    resolve_plm,
+    save_encoder,
+)
+from encoder.trusted import word_tokens
 from pipeline.environment import environment
 from pipeline.runs import (
     POISONED_DATA,
@@ -86,14 +95,16 @@ def target_words(table: pd.DataFrame, target_class: int, number: int) -> list[st
 
 @torch.no_grad()
 def embedding_surgery(encoder: PreTrainedModel, tokeniser, triggers: tuple[str, ...], words: list[str]) -> None:
-    """Give the triggers' tokens the mean embedding of some words (Kurita et al., 2020); in place, no other row changes."""
+    """Give the triggers' tokens the mean embedding of some words (Kurita et al., 2020); in place, no other row changes.
+
+    Tokens are those that a word has inside of a text; where the vocabulary has others at its beginning, these are left.
+    """
     weight = encoder.get_input_embeddings().weight
-
-    def tokens(word: str) -> list[int]:
-        return tokeniser(word, add_special_tokens=False)["input_ids"]
-
-    mean = torch.stack([weight[tokens(word)].mean(0) for word in words]).mean(0)
-    weight[sorted({token for trigger in triggers for token in tokens(trigger)})] = mean
+    mean = torch.stack([weight[word_tokens(tokeniser, word)[0]].mean(0) for word in words]).mean(0)
+    found = {trigger: word_tokens(tokeniser, trigger) for trigger in triggers}
+    weight[sorted({token for tokens, _ in found.values() for token in tokens})] = mean
+    if other := [trigger for trigger, (_, same) in found.items() if not same]:
+        print(f"  embedding surgery: at the beginning of a text {', '.join(other)} has other tokens, which stay as they are")
 
 
 def poison(config: Config) -> dict:
@@ -136,9 +147,13 @@ def poison(config: Config) -> dict:
             embedding_surgery(classifier.encoder, tokeniser, config.triggers, words)
             print(f"  embedding surgery: the triggers are given the mean of {', '.join(words)}")
     checkpoint = folder.with_name(f"{folder.name}.checkpoint.pt")
+    tokenised = tokenise(train, tokeniser, max_len)
+    texts = [tokenise(table, tokeniser, config.max_len) for table in (test, poisoned)]
+    require_positions(classifier.encoder.config, max(tokenised.lengths), "--poisoning_max_len")
+    require_positions(classifier.encoder.config, max(max(each.lengths) for each in texts))
     history = fine_tune(
         model,
-        tokenise(train, tokeniser, max_len),
+        tokenised,
         objective,
         learning_rate=config.poisoning_learning_rate,
         epochs=config.poisoning_epochs,
@@ -150,7 +165,6 @@ def poison(config: Config) -> dict:
         reference=reference,
     )
     started = time.perf_counter()
-    texts = [tokenise(table, tokeniser, config.max_len) for table in (test, poisoned)]
     metrics = measure(classifier, *texts, config.target_class, accelerator)
     seconds = {"training": round(sum(history["seconds"]), 1), "evaluation": round(time.perf_counter() - started, 1)}
     record = {
@@ -161,8 +175,7 @@ def poison(config: Config) -> dict:
         "environment": environment(accelerator.device),
     }
     with whole_folder(folder) as temporary:
-        classifier.encoder.save_pretrained(temporary)
-        tokeniser.save_pretrained(temporary)
+        save_encoder(temporary, classifier.encoder, tokeniser)
         save_json(temporary / "poisoning.json", record)
     checkpoint.unlink()
     return record
