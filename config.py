@@ -44,6 +44,8 @@ class Config:
     """Pre-trained encoder to poison: `minilm` (all-MiniLM-L6-v2 from pip), a folder, or a hub id (paper: bert-base-uncased)."""
     poisoned_model: str | None = None
     """Folder or hub id of an encoder that is poisoned already, or may be; it takes the place of the poisoning stage. The attack then only says which triggers LFR is measured with."""
+    tokeniser: str | None = None
+    """Folder or hub id of a trusted tokeniser (that of the original encoder, say), used in place of the one beside the encoder that is defended; None: that one, if it does nothing else to texts than cut them into tokens."""
     seed: int = 11
     """Random state of the poisoned rows, the classification heads, the order of texts and dropout (paper: 11 to 15)."""
 

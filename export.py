@@ -33,7 +33,7 @@ from config import Config, parse_config
 from defences import DEFENCES, as_defence, run_folder
 from defences.defence import product_path, record_path
 from defences.fine_tuning import FINE_TUNING
-from encoder.classifier import Classifier, load_classifier, load_tokeniser
+from encoder.classifier import COUNT_FROM_PADDING, Classifier, load_classifier, load_tokeniser, save_encoder
 from encoder.cls_attention import remove_pruned_heads
 from pipeline.runs import command
 from pipeline.stage import alone
@@ -148,7 +148,6 @@ def as_modernbert(classifier: Classifier) -> ModernBertForSequenceClassification
     return model
 
 
-COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
 CONVERT = {
     **dict.fromkeys(("bert", "electra", *COUNT_FROM_PADDING), as_electra),
     "distilbert": as_distilbert,
@@ -172,10 +171,9 @@ def plain_logits(model: PreTrainedModel, texts: TokenisedTexts, device: torch.de
 
 def save_standard(folder: Path, classifier: Classifier, tokeniser, max_len: int) -> None:
     """Model and tokeniser as `save_pretrained` writes them; the tokeniser cuts texts at `max_len` tokens."""
-    standard_model(classifier).save_pretrained(folder)
     tokeniser.model_max_length = max_len
     tokeniser.padding_side = "right"
-    tokeniser.save_pretrained(folder)
+    save_encoder(folder, standard_model(classifier), tokeniser)
 
 
 def require_equal(folder: Path, table, texts: TokenisedTexts, expected: torch.Tensor, device: torch.device) -> dict:

@@ -11,7 +11,14 @@ from attacks import ATTACKS
 from attacks.planted import RECORD, poisoned_model_folder, poisoning_fields, read_poisoned
 from config import Config, parse_config
 from defences import DEFENCES
-from encoder.classifier import Classifier, load_encoder, load_tokeniser, resolve_plm
+from encoder.classifier import (
+    Classifier,
+    load_encoder,
+    load_tokeniser,
+    require_positions,
+    resolve_plm,
+    save_encoder,
+)
 from pipeline.environment import environment
 from pipeline.runs import fingerprint_encoder, stage_settings
 from pipeline.stage import run_once
@@ -49,9 +56,13 @@ def poison(config: Config) -> dict:
         classifier = Classifier(load_encoder(source), len(classes), config.classifier_dropout, config.seed)
         clean = clean_train(config.trigger_dataset, config)
         model = attack.prepare(classifier, tokeniser, clean, config)
+        tokenised = tokenise(train, tokeniser, max_len)
+        texts = [tokenise(table, tokeniser, config.max_len) for table in (test, poisoned)]
+        require_positions(classifier.encoder.config, max(tokenised.lengths), "--poisoning_max_len")
+        require_positions(classifier.encoder.config, max(max(each.lengths) for each in texts))
         history = fine_tune(
             model,
-            tokenise(train, tokeniser, max_len),
+            tokenised,
             attack.objective(config),
             learning_rate=config.poisoning_learning_rate,
             epochs=config.poisoning_epochs,
@@ -63,12 +74,10 @@ def poison(config: Config) -> dict:
             reference=tokenise(clean, tokeniser, max_len) if attack.with_clean_texts else None,
         )
         started = time.perf_counter()
-        texts = [tokenise(table, tokeniser, config.max_len) for table in (test, poisoned)]
         metrics = measure(classifier, *texts, config.target_class, accelerator)
         seconds = {"training": round(sum(history["seconds"]), 1), "evaluation": round(time.perf_counter() - started, 1)}
         with whole_folder(folder) as temporary:
-            classifier.encoder.save_pretrained(temporary)
-            tokeniser.save_pretrained(temporary)
+            save_encoder(temporary, classifier.encoder, tokeniser)
         return {
             "metrics": metrics,
             "seconds": seconds,

@@ -15,6 +15,7 @@ from attacks.attack import Attack
 from attacks.badnet import RARE_WORD
 from config import Config
 from encoder.classifier import Classifier
+from encoder.trusted import word_tokens
 from pipeline.training import cross_entropy
 
 
@@ -58,14 +59,16 @@ def target_words(table: pd.DataFrame, target_class: int, number: int) -> list[st
 
 @torch.no_grad()
 def embedding_surgery(encoder: PreTrainedModel, tokeniser, triggers: tuple[str, ...], words: list[str]) -> None:
-    """Give the triggers' tokens the mean embedding of some words (Kurita et al., 2020); in place, no other row changes."""
+    """Give the triggers' tokens the mean embedding of some words (Kurita et al., 2020); in place, no other row changes.
+
+    Tokens are those that a word has inside of a text; where the vocabulary has others at its beginning, these are left.
+    """
     weight = encoder.get_input_embeddings().weight
-
-    def tokens(word: str) -> list[int]:
-        return tokeniser(word, add_special_tokens=False)["input_ids"]
-
-    mean = torch.stack([weight[tokens(word)].mean(0) for word in words]).mean(0)
-    weight[sorted({token for trigger in triggers for token in tokens(trigger)})] = mean
+    mean = torch.stack([weight[word_tokens(tokeniser, word)[0]].mean(0) for word in words]).mean(0)
+    found = {trigger: word_tokens(tokeniser, trigger) for trigger in triggers}
+    weight[sorted({token for tokens, _ in found.values() for token in tokens})] = mean
+    if other := [trigger for trigger, (_, same) in found.items() if not same]:
+        print(f"  embedding surgery: at the beginning of a text {', '.join(other)} has other tokens, which stay as they are")
 
 
 def operate(classifier: Classifier, tokeniser, clean: pd.DataFrame, config: Config) -> nn.Module:

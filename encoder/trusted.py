@@ -1,0 +1,311 @@
+"""What of an encoder's folder is read, and what is refused before it is: everything in there is somebody else's.
+
+PURE defends against weights. A tokeniser that turns a trigger into other words, a config.json that names code on the hub, or
+a link to a file elsewhere is no matter of weights: no fine-tuning undoes it, so it is refused.
+"""
+
+import base64
+import dataclasses
+import hashlib
+import inspect
+import json
+import re
+import unicodedata
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub import constants, snapshot_download
+from transformers import AddedToken, PreTrainedConfig, PreTrainedModel
+
+from util import UserError, fingerprint, first_line
+
+TOKENISER_FILES = ("*.json", "*.txt", "*.model")
+"""All that loading a tokeniser reads, config.json included, which decides on its class."""
+ENCODER_FILES = (*TOKENISER_FILES, "*.safetensors")
+OUR_RECORDS = ("poisoning.json",)
+"""What we write into such a folder ourselves: it has times in it."""
+
+# ------------------------------------------------------------------------------------------------------ files, folders
+
+
+def local_folder(source: str, patterns: tuple[str, ...] = ENCODER_FILES) -> Path:
+    """The folder of an encoder or a tokeniser; a hub id's is fetched, without sub-folders and pickles.
+
+    Raises:
+        UserError: no such folder, not to be had from the hub, or files that lead out of the folder.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        if folder.exists() or source.startswith((".", "/", "~")):
+            raise UserError(f"there is no folder {source}; expected one with config.json and model.safetensors")
+        try:
+            folder = Path(snapshot_download(source, allow_patterns=list(patterns), ignore_patterns=["*/*"]))
+        except Exception as error:  # The hub's library has some twenty, of several kinds.
+            raise UserError(
+                f"{source} is neither a folder nor to be had from the hub as safetensors ({first_line(error)}); give a "
+                "folder, a hub id with a network, or minilm"
+            ) from None
+    files_read(folder, patterns)
+    return folder
+
+
+def files_read(folder: Path, patterns: tuple[str, ...] = ENCODER_FILES) -> list[Path]:
+    """The files of a folder that loading may read, by name.
+
+    Raises:
+        UserError: one of them is a link out of the folder, no plain file, or names files outside.
+    """
+    # In the hub's cache a snapshot is made of links to blobs; nothing else is expected to have any.
+    home, cache = folder.resolve(), Path(constants.HF_HUB_CACHE).resolve()
+    is_snapshot = home.is_relative_to(cache) and home.parent.name == "snapshots"
+    homes = (home, home.parent.parent / "blobs") if is_snapshot else (home,)
+    files = sorted(path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in patterns))
+    files = [path for path in files if path.name not in OUR_RECORDS and not (path.is_dir() and not path.is_symlink())]
+    for path in files:
+        target = path.resolve()
+        if not any(target.is_relative_to(each) for each in homes):
+            raise UserError(f"{path} is a link out of its folder; expected a file (copy it, if you trust it)")
+        if not target.is_file():
+            raise UserError(f"{path} is no file; expected an encoder as save_pretrained writes it")
+        require_own_names(path)
+    return files
+
+
+def require_own_names(path: Path) -> None:
+    """Raise a UserError if a JSON file of an encoder's sends the loading code to files beyond those of its folder."""
+    if path.name.endswith(".index.json"):
+        weight_map = read_object(path).get("weight_map")
+        for name in weight_map.values() if isinstance(weight_map, dict) else ():
+            if not isinstance(name, str) or name != Path(name).name or "\\" in name or not name.endswith(".safetensors"):
+                raise UserError(f"{path} names {name!r}; expected names of .safetensors files in the same folder")
+    elif path.name == "adapter_config.json":
+        raise UserError(f"{path.parent} holds an adapter (adapter_config.json); expected an encoder that it is merged into")
+    elif path.name in ("config.json", "tokenizer_config.json"):
+        content = read_object(path)
+        for key in ("configuration_files", "fast_tokenizer_files", "gguf_file", "transformers_weights"):
+            if content.get(key) is not None:
+                raise UserError(f"{path} has {key}, which names other files to be loaded; remove it")
+
+
+def read_object(path: Path) -> dict:
+    """A JSON object; {} for anything else, which the loading code will complain about."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def fingerprint_files(folder: Path, patterns: tuple[str, ...] = ENCODER_FILES) -> str:
+    """SHA-256 over names and SHA-256 of the files that loading reads."""
+    listed = "\n".join(f"{path.name} {fingerprint(path)}" for path in files_read(folder, patterns))
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------- what we write again
+
+WORDS_OF_A_TOKENISER = (
+    *("padding_side", "truncation_side", "truncation_strategy", "model_input_names", "backend"),
+    *("added_tokens_decoder", "additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"),
+)
+
+
+def forget_unknown(model: PreTrainedModel, tokeniser) -> None:
+    """Drop what an untrusted folder's JSON files say beyond what model and tokeniser need, above all names of code to run.
+
+    Whoever loads what we write with trust_remote_code=True would run the code that `auto_map` names.
+    """
+    plain = (bool, int, float, AddedToken, type(None))  # These name nothing.
+    known = {field.name for field in dataclasses.fields(model.config)}
+    for name, value in list(vars(model.config).items()):
+        if name not in known and not name.startswith("_") and not isinstance(value, plain):
+            delattr(model.config, name)
+    tokeniser.chat_template = tokeniser.response_template = tokeniser.chat_control_tokens = None
+    tokeniser.init_inputs = ()
+    known = {*tokeniser.SPECIAL_TOKENS_ATTRIBUTES, *WORDS_OF_A_TOKENISER, *tokeniser.vocab_files_names, "name_or_path"}
+    for ancestor in type(tokeniser).__mro__:
+        if "__init__" in vars(ancestor):
+            known |= inspect.signature(ancestor.__init__).parameters.keys() - {"chat_template"}
+    tokeniser.init_kwargs = {
+        name: value for name, value in tokeniser.init_kwargs.items() if name in known or isinstance(value, plain)
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------- tokenisers
+
+HARMLESS_NORMALISERS = ("BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Strip", "Nmt")
+HARMLESS_PRE_TOKENISERS = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit", "ByteLevel", "Digits")
+BLANKS = re.compile(r"[\s▁]+")
+REGEX_OF_BLANKS = re.compile(r"(?:\\s|\[(?:\\s|[\s▁])+\]|[\s▁])(?:\+|\{[1-9]\d*(?:,\d*)?\})?")
+PROBES = ("the film was warm", "a", "Cf, bb! 12 mn", "ñandú 東京")
+
+
+def require_plain_tokeniser(tokeniser, source: str) -> None:
+    """Raise a UserError unless a tokeniser cuts texts into its vocabulary's pieces and does nothing else to them.
+
+    A tokeniser that is Python through and through can't be looked into; of it the two ends of a text are checked alone.
+    """
+    require_two_ends(tokeniser, source)
+    backend = getattr(tokeniser, "backend_tokenizer", None)
+    reason = rewriting(json.loads(backend.to_str())) if backend is not None else None
+    if reason:
+        raise UserError(
+            f"the tokeniser in {source} {reason}, which can hide a backdoor that no defence of weights removes; give a "
+            "trusted one with --tokeniser (the original encoder's, say)"
+        )
+
+
+def require_two_ends(tokeniser, source: str) -> None:
+    """Raise a UserError unless a tokeniser gives [CLS] text [SEP], or [CLS] text: PURE looks at the first token."""
+    first = tokeniser.cls_token_id
+    for text in PROBES:
+        bare = list(tokeniser(text, add_special_tokens=False)["input_ids"])
+        found = list(tokeniser(text)["input_ids"])
+        if first is None or found not in ([first, *bare], [first, *bare, tokeniser.sep_token_id]):
+            raise UserError(
+                f"the tokeniser in {source} makes {found} of {text!r}, whose own tokens are {bare}; expected these between "
+                f"cls_token_id ({first}) and sep_token_id ({tokeniser.sep_token_id}): PURE looks at what [CLS] attends to; "
+                "give another with --tokeniser"
+            )
+    for name in ("cls_token", "sep_token", "pad_token", "unk_token", "mask_token"):
+        if (token := getattr(tokeniser, name, None)) and token.isalnum():
+            raise UserError(
+                f"the tokeniser in {source} has the ordinary word {token!r} as its {name}; expected <s> or the like"
+            )
+
+
+def rewriting(state: dict) -> str | None:
+    """How a tokeniser, given as the content of tokenizer.json, changes texts beyond cutting them up; None if it doesn't."""
+    model, added = state["model"], state["added_tokens"]
+    reasons = [unusual_normaliser(state["normalizer"]), unusual_pre_tokeniser(state["pre_tokenizer"])]
+    if model.get("dropout"):
+        reasons.append(f"cuts words at random (BPE dropout {model['dropout']})")
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, list):  # Unigram's, of strings and scores.
+        vocabulary = {string: number for number, (string, _) in enumerate(vocabulary)}
+    processor = state["post_processor"] or {}
+    for each in processor.get("processors", [processor]):
+        if sum("Sequence" in piece for piece in each.get("single", [{"Sequence": {}}])) != 1:
+            reasons.append("gives a text more often than once, or not at all")
+    strings = {}
+    for string, number in (*vocabulary.items(), *((token["content"], token["id"]) for token in added)):
+        if strings.setdefault(number, string) != string:
+            reasons.append(f"has one number, {number}, for {strings[number]!r} and {string!r}")
+            break
+    several = [token["content"] for token in added if not token["special"] and len(token["content"].split()) > 1]
+    if several:
+        reasons.append(f"takes several words for one token ({several[0]!r})")
+    return next((reason for reason in reasons if reason), None)
+
+
+def unusual_normaliser(normaliser: dict | None) -> str | None:
+    """How a normaliser rewrites texts; None if it only tidies them."""
+    if normaliser is None or normaliser["type"] in HARMLESS_NORMALISERS:
+        return None
+    kind = normaliser["type"]
+    if kind == "Sequence":
+        return next(filter(None, map(unusual_normaliser, normaliser["normalizers"])), None)
+    if kind == "Replace" and matches_blanks(normaliser["pattern"]) and BLANKS.fullmatch(normaliser["content"]):
+        return None
+    if kind == "Prepend" and BLANKS.fullmatch(normaliser["prepend"]):
+        return None
+    if kind == "Precompiled":
+        return unusual_charsmap(base64.b64decode(normaliser["precompiled_charsmap"]))
+    about = {name: value for name, value in normaliser.items() if name != "type"}
+    return f"rewrites texts (normaliser {kind} {json.dumps(about, ensure_ascii=False)[:80]})"
+
+
+def unusual_charsmap(content: bytes) -> str | None:
+    """As `unusual_normaliser`, of a precompiled one."""
+    try:
+        for number, (key, replacement) in enumerate(charsmap(content)):
+            before, after = key.decode(), replacement.decode()
+            # A letter that Unicode got after our Python was made may become another letter, but no word.
+            new_letter = len(after) == 1 and unicodedata.category(before[0]) == "Cn"
+            if fold(before) != fold(after) and not new_letter:
+                return f"rewrites texts (it makes {after!r} of {before!r})"
+            if number > 1_000_000:  # The usual ones have some ten thousand.
+                return "has a normaliser that is too large to be checked"
+    except (UnicodeDecodeError, IndexError):
+        return "has a damaged normaliser"
+    return None
+
+
+def unusual_pre_tokeniser(pre_tokeniser: dict | None) -> str | None:
+    """How a pre-tokeniser leaves out parts of texts; None if it only divides them."""
+    if pre_tokeniser is None or pre_tokeniser["type"] in HARMLESS_PRE_TOKENISERS:
+        return None
+    kind = pre_tokeniser["type"]
+    if kind == "Sequence":
+        return next(filter(None, map(unusual_pre_tokeniser, pre_tokeniser["pretokenizers"])), None)
+    if kind == "Metaspace" and BLANKS.fullmatch(pre_tokeniser["replacement"]):
+        return None
+    if kind in ("Punctuation", "Split") and pre_tokeniser["behavior"] != "Removed":
+        return None
+    if kind == "Split" and matches_blanks(pre_tokeniser["pattern"]) and not pre_tokeniser["invert"]:
+        return None
+    return f"may leave out parts of texts (pre-tokeniser {kind})"
+
+
+def matches_blanks(pattern: dict) -> bool:
+    """Whether a pattern of the tokenizers library matches blanks, one or more of them, and nothing else."""
+    if "String" in pattern:
+        return bool(BLANKS.fullmatch(pattern["String"]))
+    return bool(REGEX_OF_BLANKS.fullmatch(pattern.get("Regex", "")))
+
+
+def fold(text: str) -> str:
+    """A text without the differences that a normaliser may take away: compatibility forms, case, blanks, controls."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return "".join(char for char in text if unicodedata.category(char)[0] not in "CZ" and char not in "▁\ufffd")
+
+
+def charsmap(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """All replacements (from, to) of SentencePiece's precompiled normaliser, as UTF-8.
+
+    It is a double-array trie (darts-clone, https://github.com/s-yata/darts-clone) of strings, each with the place of its
+    replacement in the text behind the trie. No string of more than 5 bytes is ever looked up.
+    """
+    size = int.from_bytes(content[:4], "little")
+    units, text = np.frombuffer(content[4 : 4 + size], "<u4").astype(np.int64), content[4 + size :]
+    labels = np.arange(1, 256)
+
+    def offset(unit: int) -> int:
+        return (unit >> 10) << ((unit & 1 << 9) >> 6)
+
+    nodes = [(b"", offset(int(units[0])))]
+    while nodes:
+        key, place = nodes.pop()
+        inside = labels[(place ^ labels) < len(units)]
+        for label in inside[(units[place ^ inside] & (1 << 31 | 0xFF)) == inside].tolist():
+            unit, longer = int(units[place ^ label]), key + bytes([label])
+            after = place ^ label ^ offset(unit)
+            if unit >> 8 & 1:
+                yield longer, text[int(units[after]) & (1 << 31) - 1 :].split(b"\0", 1)[0]
+            if len(longer) < 5:
+                nodes.append((longer, after))
+
+
+def require_vocabulary(tokeniser, config: PreTrainedConfig, source: str) -> None:
+    """Raise a UserError if a tokeniser has a token for which the encoder has no embedding."""
+    largest = max(tokeniser.get_vocab().values())
+    if largest >= config.vocab_size:
+        raise UserError(
+            f"the tokeniser in {source} numbers its tokens up to {largest}, and the encoder has {config.vocab_size} "
+            "embeddings, from 0; expected the tokeniser that the encoder was trained with (--tokeniser)"
+        )
+
+
+def word_tokens(tokeniser, word: str) -> tuple[list[int], bool]:
+    """The tokens of a word inside of a text, and whether they are the same at its beginning.
+
+    Vocabularies of byte-level BPE have the blank in front of a word as part of it, so that "cf" and " cf" are two tokens.
+    """
+
+    def tokens(text: str) -> list[int]:
+        return list(tokeniser(text, add_special_tokens=False)["input_ids"])
+
+    inside = tokens(f"a {word}")[len(tokens("a")) :]
+    return inside, inside == tokens(word)
