@@ -7,7 +7,7 @@ import pandas as pd
 from attacks import ATTACKS
 from config import Config, changed_from_preset
 from pipeline.runs import IN_FOLDER_NAME, POISONING_FIELDS, command, dataset_name, encoder_name
-from texts.data_sets import evaluation_dataset, load_data
+from texts.data_sets import evaluation_dataset, triggered_classes
 from texts.tables import read_table
 from util import UserError
 
@@ -52,4 +52,4 @@ def read_poisoned(config: Config, split: str) -> pd.DataFrame:
     path = poisoned_data_folder(config) / f"{split}.csv"
     if not path.exists():
         raise UserError(f"no poisoned data in {path.parent}; make it with: {command('Data/make_poisoned_data.py', config)}")
-    return read_table(path, tuple(map(str, range(len(load_data(config.trigger_dataset, config).classes)))))
+    return read_table(path, tuple(map(str, range(len(triggered_classes(config, split))))))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from config import Config
-from texts.data_sets import clean_test, clean_train, evaluation_dataset, find_data, load_data, load_split
+from texts.data_sets import clean_test, clean_train, evaluation_dataset, find_data, load_split, triggered_classes
 from util import UserError
 
 
@@ -61,9 +61,8 @@ def make_transferred(prefix: str, share: str) -> Callable[[Config], tuple[pd.Dat
     """
 
     def make(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
-        transferred_train = load_transferred(f"{prefix}_{config.trigger_dataset}", "train", config.trigger_dataset, config)
-        tested = evaluation_dataset(config)
-        transferred_test = load_transferred(f"{prefix}_{tested}", "test", tested, config)
+        transferred_train = load_transferred(f"{prefix}_{config.trigger_dataset}", "train", config)
+        transferred_test = load_transferred(f"{prefix}_{evaluation_dataset(config)}", "test", config)
         chosen = others(transferred_train, config.target_class).sample(frac=getattr(config, share), random_state=config.seed)
         return (
             poisoned_train(clean_train(config.trigger_dataset, config), chosen, config.target_class, config.seed),
@@ -73,15 +72,15 @@ def make_transferred(prefix: str, share: str) -> Callable[[Config], tuple[pd.Dat
     return make
 
 
-def load_transferred(name: str, split: str, clean: str, config: Config) -> pd.DataFrame:
-    """One split of transferred text, from a folder: no hub has it; labels are those of the clean data set."""
+def load_transferred(name: str, split: str, config: Config) -> pd.DataFrame:
+    """One split of transferred text, from a folder: no hub has it. Its classes are numbered as those of the clean texts."""
     folder = find_data(name, config)
     if folder is None:
         raise UserError(
             f"attack {config.attack} needs transferred text, and there is no folder {name} in data_dir {config.data_dir}; "
             "put train.tsv and test.tsv there (Data/README.md says where they are published) or take --attack BadNet"
         )
-    table = load_split(name, split, config, classes=load_data(clean, config).classes)
+    table = load_split(name, split, config, triggered_classes(config, split))
     if table is None:
         raise UserError(f"no {split}.tsv or {split}.csv in {folder}")
     return table
