@@ -139,7 +139,7 @@ def plant_backdoor(config: Config, total: int) -> dict:
             "take another --target_class"
         )
     print(f"  {len(train):,} texts to train, {len(test):,} to test, in {data}")
-    print("  For example:", textwrap.shorten(triggered.iloc[0], 84, placeholder=" ..."))
+    print("  For example:", textwrap.shorten(printable(triggered.iloc[0]), 84, placeholder=" ..."))
 
     if config.poisoned_model:
         heading(f"2/{total} Poisoning", f"Left out: the encoder {config.poisoned_model} is given.")
