@@ -26,4 +26,5 @@ def config(workers: int = 2) -> Config:
         # A pool that dies is started again, unless three in a row do.
         block_error_handler=windowed_error_handler,
     )
-    return Config(executors=[executor], usage_tracking=0)
+    # Workers are started when the first period, in seconds, is over.
+    return Config(executors=[executor], strategy_period=1, usage_tracking=0)

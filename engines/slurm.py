@@ -2,9 +2,10 @@
 
     python run_all.py --attack BadNet StyleBkd --seed 11 12 13 --engine engines/slurm.py
 
-Jobs are asked for when there are tasks for them, and given back when there are none. The project's folder, --output_dir and
---poisoned_model_dir must be on a file system that the nodes share. What to change first stands at the top; docs/workers.md says
-more. For another batch system put its provider in place of SLURM's: https://parsl.readthedocs.io lists them.
+Jobs are asked for when there are tasks for them, and given back when there are none. The project's folder and the folders
+of data, models and results must be on a file system that the nodes share. What to change first stands at the top;
+docs/workers.md says more. For another batch system put its provider in place of SLURM's: https://parsl.readthedocs.io lists
+them.
 """
 
 from parsl import Config

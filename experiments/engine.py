@@ -1,8 +1,8 @@
 """Tasks that need each other: one after another in this process, or side by side on workers.
 
-Workers are processes on this machine or jobs on others. Parsl starts them, sends them what is ready, notices when one is lost,
-and starts again what it was at. A worker imports this module before its number of threads and its device are set, so nothing
-here imports torch at the top, `util` included.
+Workers are processes on this machine or jobs on others. Parsl starts them, sends them what is ready, notices when one is
+lost, and starts again what it was at. A worker imports this module before its number of threads and its device are set, so
+nothing here imports torch at the top, `util` included.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ def run_tasks(
         workers: processes on this machine; 1 is this process.
         threads: of each worker; None shares the cores out.
         engine: a Python file with a Parsl configuration named `config`, which then says where workers are, and how many.
-        finished: called in this thread with a task's key and its result, or the exception that it or a task it needs ended with.
+        finished: called in this thread with a task's key and its result, or the exception that ended it or one it needs.
 
     Raises:
         UserError: workers can't start, or lack something that they need.
@@ -85,8 +85,10 @@ def run_tasks(
         if threads:
             importlib.import_module("torch").set_num_threads(threads)
         for task in tasks:
-            progress.start(task)
-            end(task, failed_need(task, outcomes) or run_here(task))
+            error = failed_need(task, outcomes)
+            if not error:
+                progress.start(task)
+            end(task, error or run_here(task))
     elif tasks:
         with parsl_workers(tasks[0].log.absolute().parent, workers, engine) as python_app:
             run_there(tasks, python_app, threads, [] if engine else cuda_devices(), outcomes, progress, end)
@@ -219,7 +221,7 @@ def parsl_workers(folder: Path, workers: int, engine: Path | None) -> Iterator[C
             # Should this process be killed so that it can't clean up, its workers soon miss their interchange and end.
             executor.interchange_launch_cmd = ["setpriv", "--pdeathsig", "TERM", *executor.interchange_launch_cmd]
     with worker_environment(), terminated_cleanly():
-        # Ctrl-C reaches all processes of a terminal; the interchange, without which none can be ended in order, inherits this.
+        # Ctrl-C reaches all processes of a terminal; Parsl's interchange, which is needed to end the workers, inherits this.
         with ignored(signal.SIGINT):
             kernel = parsl.load(config)
         try:
@@ -286,7 +288,8 @@ def check_workers(python_app: Callable, folder: Path, engine: Path | None, run_d
         read, found = [future.exception() for future in futures]
         if isinstance(read, OSError):
             raise UserError(
-                f"{where}: a worker doesn't see folder {folder}; expected one that all machines share: choose it with --output_dir"
+                f"{where}: a worker doesn't see folder {folder}; "
+                "expected one that all machines share: choose it with --output_dir"
             )
         if isinstance(found, ImportError) or not (found or futures[1].result()):
             raise UserError(
