@@ -132,12 +132,6 @@ def plant_backdoor(config: Config, total: int) -> dict:
     data = make_poisoned_data(config)
     train, test = read_poisoned(config, "train"), read_poisoned(config, "test")
     triggered = test[test["label"] != config.target_class]["text"]
-    if triggered.empty:
-        raise UserError(
-            f"{data / 'test.csv'} holds {len(test):,} texts of the target class, {config.target_class}, and no triggered "
-            "one; expected triggered texts of another class, for the label flip rate: put such texts into the test set, or "
-            "take another --target_class"
-        )
     print(f"  {len(train):,} texts to train, {len(test):,} to test, in {data}")
     print("  For example:", textwrap.shorten(printable(triggered.iloc[0]), 84, placeholder=" ..."))
 

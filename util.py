@@ -58,7 +58,9 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        # One line, whatever is in a file's name: blanks stay as they are, a line break or an escape doesn't.
+        line = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", str(error))
+        print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # Somebody reads only the beginning: run_all.py --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its exit.

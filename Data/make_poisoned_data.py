@@ -34,6 +34,12 @@ def make_poisoned_data(config: Config) -> Path:
     data = ATTACKS[config.attack].data
     train, test = data.make(config)
     require_target(config, load_data(config.trigger_dataset, config).classes)
+    if (test["label"] == config.target_class).all():
+        raise UserError(
+            f"the test set of attack {config.attack} holds {len(test):,} texts of the target class, {config.target_class}, "
+            "and no triggered one; expected triggered texts of another class, for the label flip rate: put such texts into "
+            "the test set, or take another --target_class"
+        )
     folder = poisoned_data_folder(config)
     values = {name: getattr(config, name) for name in ("trigger_dataset", "setting", "seed", *data.reads)}
     made_from = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

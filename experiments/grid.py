@@ -8,7 +8,6 @@ computed once, what is finished is skipped, and a stage that fails fails the cel
 
 import dataclasses
 import itertools
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -153,11 +152,10 @@ def run_grid(grid: Grid) -> tuple[pd.DataFrame, Path]:
     planned: dict[Path, Step] = {}  # What is to do, each stage once, a cell's after those of the cells before it.
     for step in itertools.chain.from_iterable(itertools.chain(*zip(own, floors, strict=True))):
         planned.setdefault(step.record, step)
-    there = sum(not grid.overwrite and record.exists() for record in planned)
-    print(f"{len(configs)} cells, {len(planned)} stages, {there} of which are there already")
+    there = {record for record in planned if not grid.overwrite and record.exists()}
+    print(f"{len(configs)} cells, {len(planned)} stages, {len(there)} of which are there already")
     outcomes: dict[Path, dict | Exception] = {}
     rows: dict[int, dict] = {}
-    started = time.perf_counter()
 
     def finished(key: str, outcome: dict | Exception) -> None:
         outcomes[Path(key)] = outcome
@@ -165,13 +163,18 @@ def run_grid(grid: Grid) -> tuple[pd.DataFrame, Path]:
             if number not in rows and all(step.record in outcomes for step in (*own[number], *floors[number])):
                 rows[number] = row_of(config, own[number], floors[number], outcomes)
                 write_rows(path, [rows[each] for each in sorted(rows)])
-                done = sum(step.passes for record, step in planned.items() if record in outcomes)
-                left = sum(step.passes for record, step in planned.items() if record not in outcomes)
-                print(f"[{len(rows)} of {len(configs)}] {cell_name(config, grid)}: {outcome_of(rows[number])}", end="")
-                print(time_left(started, done, left), flush=True)
+                print(f"{cell_name(config, grid)}: {outcome_of(rows[number])}", flush=True)
 
     tasks = [
-        Task(str(record), step.function, step.config, tuple(map(str, step.needs)), log_of(record), step.title)
+        Task(
+            key=str(record),
+            function=step.function,
+            argument=step.config,
+            needs=tuple(map(str, step.needs)),
+            log=log_of(record),
+            title=step.title,
+            weight=0 if record in there else step.passes,
+        )
         for record, step in planned.items()
     ]
     engine = Path(grid.engine) if grid.engine else None
@@ -245,11 +248,3 @@ def cell_name(config: Config, grid: Grid) -> str:
     ]
     also = "".join(f", {name} {getattr(config, name)}" for name in several)
     return f"{config.attack}, {config.defence}, seed {config.seed}{also}"
-
-
-def time_left(started: float, done: int, left: int) -> str:
-    """An estimate in words, from the passes over train sets that are done and left."""
-    if not done or not left:
-        return ""
-    minutes = (time.perf_counter() - started) / done * left / 60
-    return f"; about {minutes / 60:.1f} h left" if minutes > 90 else f"; about {minutes:.0f} min left"

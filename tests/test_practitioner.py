@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import FILLER
-from test_families import make_classifier, make_tokeniser
+from families import make_classifier, make_tokeniser
 from test_scripts import ROOT, flags, run
 from transformers import BertConfig, BertModel, BertTokenizer
 

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import FAMILIES, make_classifier, make_tokeniser
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from test_families import FAMILIES, make_classifier, make_tokeniser
 from tokenizers import Tokenizer
 from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaTokenizer, TokenizersBackend
 
+from attacks.ripple import embedding_surgery
 from Data.make_poisoned_data import make_poisoned_data
+from defences.shared import load_defender_inputs
 from encoder.classifier import (
     Classifier,
     largest_length,
@@ -27,9 +29,8 @@ from encoder.classifier import (
 )
 from encoder.trusted import require_plain_tokeniser, require_vocabulary, rewriting, unusual_charsmap, word_tokens
 from export import save_standard
-from pipeline.defender import load_defender_inputs
 from pipeline.runs import fingerprint_encoder
-from pretrained_model_poisoning import embedding_surgery, poison
+from pretrained_model_poisoning import poison
 from util import UserError
 
 

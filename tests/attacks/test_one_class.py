@@ -1,4 +1,4 @@
-"""The attacker's two stages in run_all.py: what is found out before anything is trained."""
+"""A test set without anything to flip is found out before anything is trained."""
 
 import shutil
 from dataclasses import replace
@@ -24,7 +24,7 @@ def test_a_test_set_of_the_target_class_alone(tiny_config, tmp_path, attack, cha
         (data / name / "test.tsv").write_text("\n".join(kept) + "\n")
     config = replace(tiny_config, attack=attack, data_dir=str(data))
     with pytest.raises(
-        UserError, match=r"test\.csv holds 24 texts of the target class, 1, and no triggered one; expected"
+        UserError, match=r"attack \w+ holds 24 texts of the target class, 1, and no triggered one; expected"
     ) as error:
         run_all(config)
     assert "\n" not in str(error.value)
