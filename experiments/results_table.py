@@ -1,7 +1,7 @@
 """The CSV file of a grid as one Markdown table: mean ± standard deviation over seeds.
 
     python -m experiments.results_table results/grid.csv
-    python -m experiments.results_table results/grid.csv results/sweep.csv > RESULTS.md
+    python -m experiments.results_table results/grid.csv results/sweep.csv > docs/results.md
 
 The label flip rate's distance to the benign floor is what a defence leaves of a backdoor. The best label flip rate of each
 attack is in bold, among the cells that have learnt the task; where parameters vary, a star marks the cells that no other

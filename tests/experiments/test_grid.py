@@ -5,6 +5,7 @@ import shutil
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_scripts import flags, run, start
@@ -171,6 +172,30 @@ def test_a_failing_cell_does_not_stop_the_others(tiny_grid, tiny_config, monkeyp
     monkeypatch.setattr(fine_tuning, "fine_tune_clean", lambda config: 1 / 0)  # Nothing a user did.
     table, _ = run_grid(grid)
     assert table["error"].str.contains("ZeroDivisionError").all()
+
+
+def test_two_workers_give_what_one_process_gives(tiny_grid, tmp_path):
+    """The same CSV file but for the seconds; what a stage printed is in a log beside its record."""
+    pytest.importorskip("parsl", reason="several workers need Parsl")
+    tables = {}
+    for workers in (1, 2):
+        places = {name: str(tmp_path / f"{workers}" / name) for name in ("poisoned_model_dir", "output_dir")}
+        grid = tiny_grid(
+            **places,
+            seed=(11, 12),
+            defence="FT",
+            benign_floor=True,
+            workers=workers,
+            threads=1,
+            poisoning_epochs=1,
+            epochs=1,
+        )
+        tables[workers], path = run_grid(grid)
+        pd.testing.assert_frame_equal(read_grid(path)[["ACC", "LFR"]], tables[workers][["ACC", "LFR"]])
+    pd.testing.assert_frame_equal(*(table.drop(columns="seconds") for table in tables.values()))
+    logs = [path for path in (tmp_path / "2").rglob("*.log") if "parsl" not in path.parts]
+    # Two poisonings; fine-tuning of these two and of two that were never poisoned.
+    assert len(logs) == 2 + 4 and all("epoch 1 of 1" in path.read_text() for path in logs), logs
 
 
 def test_a_failing_cell_shows_in_the_exit_code(tiny_config):
