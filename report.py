@@ -190,7 +190,7 @@ def write_report(run: Run, sentence: str | None, trigger: str | None, texts: int
         encoder=run.encoder,
         models=models,
         fingerprints=fingerprints,
-        tokeniser=load_tokeniser(run.encoder),
+        tokeniser=load_tokeniser(str(models["defended"])),
         steps=run.pruning["steps"],
         accelerator=accelerator,
         record_path=run.folder / RECORD,
