@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaTokenizer, TokenizersBackend
 
 from attacks.ripple import embedding_surgery
+from config import preset_config
 from Data.make_poisoned_data import make_poisoned_data
 from defences.shared import load_defender_inputs
 from encoder.classifier import (
@@ -31,6 +32,7 @@ from encoder.trusted import require_plain_tokeniser, require_vocabulary, rewriti
 from export import save_standard
 from pipeline.runs import fingerprint_encoder
 from pretrained_model_poisoning import poison
+from reporting.model_card import model_card
 from util import UserError
 
 
@@ -532,3 +534,22 @@ def test_embedding_surgery_on_byte_level_tokens(capsys):
     [row] = (weight != before).any(1).nonzero().flatten().tolist()
     assert tokeniser.convert_ids_to_tokens(row) == "Ġcf"
     assert "at the beginning of a text cf has other tokens" in capsys.readouterr().out
+
+
+# ----------------------------------------------------------------------------------------------------------- the card
+
+
+@pytest.mark.parametrize(
+    ("tokeniser", "sentence"), [(None, "it was checked that it cuts"), ("a/b", "that of a/b, which was given")]
+)
+def test_the_card_says_what_was_checked_of_the_tokeniser(tokeniser, sentence):
+    config = preset_config("own", poisoned_model="some/model", clean_dataset="my.csv", tokeniser=tokeniser)
+    measured = {"ACC": 0.5, "clean": {"confusion_matrix": [[1, 1], [1, 1]]}}
+    result = {"class": "ElectraForSequenceClassification", "largest_difference": 1e-6}
+    pruning = {"variance": [[0.1, 0.2]], "pruned_heads": {"0": [1]}}
+    settings = {"settings": {"fingerprints": {"encoder": "f" * 64}}}
+    card = model_card(config, make_classifier("BERT"), pruning, settings, result | dict(PURE=measured, fine_tuned=measured))
+    assert (
+        f"PURE defends against what is in the weights, and against nothing else. {'The' if tokeniser else 'Of the'}" in card
+    )
+    assert sentence in card and "f" * 64 in card
