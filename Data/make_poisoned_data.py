@@ -26,6 +26,7 @@ from texts.data_sets import (
     load_data,
     load_split,
     require_target,
+    triggered_classes,
 )
 from util import UserError, load_json, run_script, save_json, whole_folder
 
@@ -83,14 +84,14 @@ def make_transferred(config: Config, prefix: str, share: float) -> tuple[pd.Data
 
 
 def load_transferred(name: str, split: str, config: Config) -> pd.DataFrame:
-    """One split of transferred text, from a folder: no hub has it."""
+    """One split of transferred text, from a folder: no hub has it. Its classes are numbered as those of the clean texts."""
     folder = find_data(name, config)
     if folder is None:
         raise UserError(
             f"attack {config.attack} needs transferred text, and there is no folder {name} in data_dir {config.data_dir}; "
             "put train.tsv and test.tsv there (Data/README.md says where they are published) or take --attack BadNet"
         )
-    table = load_split(name, split, config)
+    table = load_split(name, split, config, triggered_classes(config, split))
     if table is None:
         raise UserError(f"no {split}.tsv or {split}.csv in {folder}")
     return table

@@ -13,7 +13,7 @@ import pandas as pd
 from accelerate import Accelerator
 
 from config import NOT_SETTINGS, Config, changed_from_preset, preset_config
-from texts.data_sets import evaluation_dataset, is_path, load_data
+from texts.data_sets import evaluation_dataset, is_path, triggered_classes
 from texts.tables import read_table
 from util import UserError, fingerprint
 
@@ -177,4 +177,4 @@ def read_poisoned(config: Config, split: str) -> pd.DataFrame:
     path = poisoned_data_folder(config) / f"{split}.csv"
     if not path.exists():
         raise UserError(f"no poisoned data in {path.parent}; make it with: {command('Data/make_poisoned_data.py', config)}")
-    return read_table(path, tuple(map(str, range(len(load_data(config.trigger_dataset, config).classes)))))
+    return read_table(path, tuple(map(str, range(len(triggered_classes(config, split))))))

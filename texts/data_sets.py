@@ -1,5 +1,6 @@
 """Labelled text, from files or the hub, as tables of label and text."""
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from texts.tables import (
     FEWEST_TEXTS,
     LABEL_COLUMNS,
     SEPARATORS,
+    Columns,
     choose_columns,
     find_classes,
     number_labels,
@@ -79,9 +81,12 @@ def find_data(name: str, config: Config) -> Path | None:
     """Where a data set is: a folder of the data folder, or of those that come with the project, or the path that it names.
 
     Raises:
-        UserError: it names a path, and nothing usable is there.
+        UserError: it names a path, and nothing usable is there; or the data folder isn't there.
     """
     places = [Path(config.data_dir)] if config.data_dir else []
+    if places and not places[0].is_dir():
+        variable = " (from the environment variable PURE_DATA_DIR)" if config.data_dir == Config.data_dir else ""
+        raise UserError(f"--data_dir {config.data_dir}{variable} is no folder; expected one with a sub-folder per data set")
     folder = next((place / name for place in [*places, OWN_DATA] if (place / name).is_dir()), None)
     if folder or not is_path(name):
         return folder
@@ -91,28 +96,56 @@ def find_data(name: str, config: Config) -> Path | None:
     return path
 
 
-def load_data(name: str, config: Config) -> LabelledTexts:
+def load_data(name: str, config: Config, classes: tuple[str, ...] | None = None) -> LabelledTexts:
     """A data set, from a file, a folder, or else the hub; one single table is divided 80/10/10 with `split_seed`.
 
+    If no classes are given, they are those of its first split.
+
     Raises:
-        UserError: the data set is nowhere, or its files are unusable.
+        UserError: the data set is nowhere, its files are unusable, or a label is none of the classes.
     """
     path = find_data(name, config)
-    columns = (config.text_column, config.label_column) if name == config.clean_dataset else (None, None)
+    columns = (config.text_column, config.label_column) if name == config.clean_dataset else None
     if path is None:
-        return load_hub_data(name, config, columns)
+        return load_hub_data(name, config, columns, classes)
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in SEPARATORS)
     if not files:
         raise UserError(f"no .tsv or .csv files in {path}; expected train, dev and test")
     stems = {file.stem: file for file in files}
     found = {split: next((stems[name] for name in names if name in stems), None) for split, names in SPLIT_FILES.items()}
-    sources = {split: str(file) for split, file in found.items() if file} if path.is_dir() else {}
+    sources = {split: file for split, file in found.items() if file} if path.is_dir() else {}
     if not sources and len(files) == 1:
-        return divide_in_three(choose_columns(read_columns(files[0]), str(files[0]), *columns), str(files[0]), config)
+        sources = {None: files[0]}
     if not sources:
         raise UserError(f"{path} holds {', '.join(file.name for file in files)}; expected train, dev and test")
-    tables = {split: choose_columns(read_columns(Path(file)), file, *columns) for split, file in sources.items()}
-    return number_splits(tables, sources)
+    stamped = tuple((split, file, *stamp(file)) for split, file in sources.items())
+    data = read_splits(stamped, columns, classes, config.split_seed)
+    return LabelledTexts(data.classes, {split: table.copy() for split, table in data.splits.items()})
+
+
+def stamp(file: Path) -> tuple[int, ...]:
+    """What changes with a file's content."""
+    status = file.stat()
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+@functools.lru_cache(maxsize=8)
+def read_splits(
+    files: tuple[tuple[str | None, Path, int, int, int], ...],
+    columns: Columns,
+    classes: tuple[str, ...] | None,
+    split_seed: int,
+) -> LabelledTexts:
+    """The files of a data set, read once while they stay the same: every stage asks for them several times.
+
+    Args:
+        files: split (None: one table, to be divided), path and `stamp` of each.
+    """
+    tables = {split: choose_columns(read_columns(file), str(file), columns) for split, file, *_ in files}
+    sources = {split: str(file) for split, file, *_ in files}
+    if None in tables:
+        return divide_in_three(tables[None], sources[None], split_seed, classes, flag=columns is not None)
+    return number_splits(tables, sources, classes)
 
 
 def number_splits(
@@ -125,22 +158,34 @@ def number_splits(
 
 
 def divide_in_three(
-    table: pd.DataFrame, source: str, config: Config, classes: tuple[str, ...] | None = None
+    table: pd.DataFrame, source: str, split_seed: int, classes: tuple[str, ...] | None = None, flag: bool = True
 ) -> LabelledTexts:
     """One table with labels as text to 80 % train, 10 % validation and 10 % test, each class in these shares.
+
+    What is divided are distinct texts: all copies of one, whatever their labels, go to the part of the first, so that no
+    test text is trained on. `flag` is as for `require_classes`.
 
     Raises:
         UserError: too few classes, or texts of one.
     """
     classes = classes or find_classes(table["label"], source)
     table = number_labels(table, classes, source)
-    require_classes(table, classes, source)
-    train, rest = train_test_split(table, train_size=0.8, random_state=config.split_seed, stratify=table["label"])
-    validation, test = train_test_split(rest, train_size=0.5, random_state=config.split_seed, stratify=rest["label"])
-    return LabelledTexts(classes, {"train": train, "validation": validation, "test": test})
+    require_classes(table, classes, source, flag=flag)
+    text = table["text"].str.strip()  # As they are tokenised.
+    distinct = table[~text.duplicated()]
+    require_classes(distinct, classes, source, texts="distinct texts", flag=flag)
+    train, rest = train_test_split(distinct, train_size=0.8, random_state=split_seed, stratify=distinct["label"])
+    validation, test = train_test_split(rest, train_size=0.5, random_state=split_seed, stratify=rest["label"])
+
+    def with_copies(part: pd.DataFrame) -> pd.DataFrame:
+        places = text.map(pd.Series(range(len(part)), index=text[part.index]))
+        return table.loc[places.dropna().sort_values(kind="stable").index]
+
+    parts = {"train": train, "validation": validation, "test": test}
+    return LabelledTexts(classes, {name: with_copies(part) for name, part in parts.items()})
 
 
-def load_hub_data(name: str, config: Config, columns: tuple[str | None, str | None]) -> LabelledTexts:
+def load_hub_data(name: str, config: Config, columns: Columns, classes: tuple[str, ...] | None = None) -> LabelledTexts:
     """A data set of the hub; splits without labels are left out."""
     hub_id = corpus(name).hub_id or (name if "/" in name else None)
     looked = f"no folder {name} in data_dir {config.data_dir}" if config.data_dir else "no data_dir is set"
@@ -157,14 +202,14 @@ def load_hub_data(name: str, config: Config, columns: tuple[str | None, str | No
             f"({type(error).__name__}); set --data_dir or PURE_DATA_DIR to a folder that holds {name}/, or "
             "check the network"
         ) from None
-    tables, classes = {}, None
+    tables = {}
     for split in SPLIT_FILES:
         if split not in available:
             continue
-        table = choose_columns(available[split].to_pandas(), f"{hub_id} ({split})", *columns)
+        table = choose_columns(available[split].to_pandas(), f"{hub_id} ({split})", columns)
         if (table["label"] == "-1").all():  # How GLUE publishes test sets.
             continue
-        names = label_names(available[split], columns[1])
+        names = label_names(available[split], columns[1] if columns else None)
         if names:
             table["label"] = table["label"].map({str(number): name for number, name in enumerate(names)})
             classes = classes or names
@@ -172,7 +217,7 @@ def load_hub_data(name: str, config: Config, columns: tuple[str | None, str | No
     if not tables:
         raise UserError(f"{hub_id} has the splits {', '.join(available)}; expected train, validation or test, with labels")
     if list(tables) == ["train"]:
-        return divide_in_three(tables["train"], hub_id, config, classes)
+        return divide_in_three(tables["train"], hub_id, config.split_seed, classes, flag=columns is not None)
     return number_splits(tables, {split: f"{hub_id} ({split})" for split in tables}, classes)
 
 
@@ -183,14 +228,19 @@ def label_names(split: datasets.Dataset, label_column: str | None) -> tuple[str,
     return next((tuple(split.features[column].names) for column in named if column.lower() in wanted), None)
 
 
-def load_split(name: str, split: str, config: Config) -> pd.DataFrame | None:
-    """One split (train, validation, test) of a data set; None if it has no such split."""
-    return load_data(name, config).splits.get(split)
+def load_split(name: str, split: str, config: Config, classes: tuple[str, ...] | None = None) -> pd.DataFrame | None:
+    """One split (train, validation, test) of a data set, as `load_data`; None if it has no such split."""
+    return load_data(name, config, classes).splits.get(split)
 
 
 def class_names(config: Config) -> tuple[str, ...]:
     """Names of the classes of the defender's task, in the order of their numbers."""
     return load_data(config.clean_dataset, config).classes
+
+
+def triggered_classes(config: Config, split: str) -> tuple[str, ...]:
+    """Names of the classes of the triggered texts: to train they are the attacker's, to test those of the clean test set."""
+    return load_data(config.trigger_dataset if split == "train" else evaluation_dataset(config), config).classes
 
 
 def require_target(config: Config, classes: tuple[str, ...]) -> None:
@@ -219,7 +269,8 @@ def clean_train(name: str, config: Config) -> pd.DataFrame:
     if "train" not in data.splits:
         raise UserError(f"data set {name} has no train split; expected train.tsv or train.csv")
     table = data.splits["train"]
-    require_classes(table, data.classes, name, fewest=FEWEST_TEXTS * 8 // 10)  # 80 % of a table that was divided.
+    # 80 % of a table that was divided.
+    require_classes(table, data.classes, name, fewest=FEWEST_TEXTS * 8 // 10, flag=name == config.clean_dataset)
     draw = corpus(name).draw
     return table.sample(n=draw, random_state=config.seed) if draw and draw < len(table) else table
 

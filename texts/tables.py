@@ -1,7 +1,9 @@
 """Files of text, labelled or not, as tables: separators, columns, and class names to class numbers."""
 
+import codecs
 import csv
 import io
+import itertools
 import re
 import warnings
 from pathlib import Path
@@ -14,10 +16,17 @@ from util import UserError, first_line
 TEXT_COLUMNS = ("text", "sentence", "sentences", "content", "review")
 LABEL_COLUMNS = ("label", "labels", "sentiment")
 LABEL_WORDS = {"negative": 0, "positive": 1}
+BINARY = (("0", "1"), tuple(LABEL_WORDS), ("neg", "pos"))
+"""Names of the same two classes; the last are those of IMDB on the hub."""
 SEPARATORS = {".tsv": "\t", ".csv": ","}
 SEPARATOR_NAMES = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
+LINE_END = re.compile(r"\r\n?|\n")
+LONE_RETURN = re.compile(r"\r(?!\n)")
 FEWEST_TEXTS = 10
 """Of a class: an 80/10/10 division of fewer leaves a part without it."""
+
+Columns = tuple[str | None, str | None] | None
+"""Names of a table's text and label columns, None for the usual ones; None where no flag names them."""
 
 
 def read_text(path: Path) -> str:
@@ -30,14 +39,26 @@ def read_text(path: Path) -> str:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror}") from None
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in raw[:2]:
+        raise UserError(f"{path} looks like UTF-16, not UTF-8; convert it, for example: iconv -f utf-16 -t utf-8")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        raw = error.object  # Without the byte-order mark, from which on `start` counts.
         line = raw.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"{path} is not UTF-8: byte {raw[error.start]:#04x} in line {line}; "
             f"convert it, for example: iconv -f latin1 -t utf-8"
         ) from None
+
+
+def unbroken(content: str) -> str:
+    """A table's content, each line of it a row: a lone carriage return, which csv writes unquoted, becomes a blank.
+
+    Where one ends the header, it ends every line, as on old Macs.
+    """
+    first = LINE_END.search(content)
+    return content.replace("\r", "\n") if first and first.group() == "\r" else LONE_RETURN.sub(" ", content)
 
 
 def read_columns(path: Path) -> pd.DataFrame:
@@ -49,7 +70,7 @@ def read_columns(path: Path) -> pd.DataFrame:
         UserError: as `read_text`; empty; not a table of columns, separated as the file's name says.
     """
     separator = SEPARATORS.get(path.suffix, ",")
-    content = read_text(path)
+    content = unbroken(read_text(path))
     header = content.partition("\n")[0].rstrip("\r")
     try:
         with warnings.catch_warnings():
@@ -93,9 +114,7 @@ def read_table(path: Path, classes: tuple[str, ...] | None = None) -> pd.DataFra
     return number_labels(table, classes or find_classes(table["label"], str(path)), str(path))
 
 
-def choose_columns(
-    table: pd.DataFrame, source: str, text_column: str | None = None, label_column: str | None = None
-) -> pd.DataFrame:
+def choose_columns(table: pd.DataFrame, source: str, columns: Columns = None) -> pd.DataFrame:
     """The columns `label` and `text` of a table, both as text; `source` names the table in errors.
 
     Headers may have stray blanks and any case. If none is named, any of the usual names is taken.
@@ -103,30 +122,37 @@ def choose_columns(
     Raises:
         UserError: no such column, no rows, or most texts empty.
     """
-    texts = choose_texts(table, source, text_column)
-    labels = choose_column(table, source, "label", label_column, LABEL_COLUMNS)
+    text_column, label_column = columns or (None, None)
+    texts = choose_texts(table, source, text_column, flag=columns is not None)
+    labels = choose_column(table, source, "label", label_column, LABEL_COLUMNS, flag=columns is not None)
     return pd.DataFrame({"label": labels.astype(str).str.strip(), "text": texts})
 
 
-def choose_texts(table: pd.DataFrame, source: str, text_column: str | None = None) -> pd.Series:
-    """The texts of a table, as `choose_columns`; HTML line breaks become blanks."""
-    texts = choose_column(table, source, "text", text_column, TEXT_COLUMNS)
-    texts = texts.astype(str).str.replace(re.compile(r"<br\s*/?>"), " ", regex=True)
+def choose_texts(table: pd.DataFrame, source: str, text_column: str | None = None, flag: bool = True) -> pd.Series:
+    """The texts of a table, as `choose_columns`; HTML line breaks and lone carriage returns become blanks.
+
+    `flag`: whether --text_column names the column of this table, so that it helps to say so in errors.
+    """
+    texts = choose_column(table, source, "text", text_column, TEXT_COLUMNS, flag)
+    texts = texts.astype(str).str.replace(re.compile(rf"<br\s*/?>|{LONE_RETURN.pattern}"), " ", regex=True)
     empty = texts.str.strip() == ""
     if empty.mean() > 0.5:  # A few are found in published files too.
         raise UserError(
             f"{source}: {int(empty.sum())} of {len(texts)} texts are empty, text {int(np.argmax(empty)) + 1} is the first; "
-            "is this the right column? (--text_column names another)"
+            f"is this the right column?{' (--text_column names another)' if flag else ''}"
         )
     return texts
 
 
-def choose_column(table: pd.DataFrame, source: str, kind: str, name: str | None, usual: tuple[str, ...]) -> pd.Series:
+def choose_column(
+    table: pd.DataFrame, source: str, kind: str, name: str | None, usual: tuple[str, ...], flag: bool
+) -> pd.Series:
     names = {str(column).strip().lower(): column for column in table.columns}
     wanted = (name.strip().lower(),) if name else usual
     column = next((names[each] for each in wanted if each in names), None)
     if column is None:
-        expected = f"--{kind}_column to name one of these" if name else f"one of {', '.join(usual)}, or --{kind}_column"
+        expected = f"--{kind}_column to name one of these" if name else f"one of {', '.join(usual)}"
+        expected += f", or --{kind}_column" if flag and not name else ""
         raise UserError(
             f"{source} has no {kind} column{f' {name!r}' if name else ''}: found {', '.join(map(repr, table.columns))}; "
             f"expected {expected}"
@@ -134,6 +160,11 @@ def choose_column(table: pd.DataFrame, source: str, kind: str, name: str | None,
     if table.empty:
         raise UserError(f"{source} is empty: it has a header but no texts")
     return table[column]
+
+
+def printable(text: str) -> str:
+    """A text without control characters, which may do anything to a terminal, for use in what is printed."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text)
 
 
 def find_classes(labels: pd.Series, source: str) -> tuple[str, ...]:
@@ -164,18 +195,22 @@ def find_classes(labels: pd.Series, source: str) -> tuple[str, ...]:
             f"{source}: the labels are floats, {fractions[0]} for one; expected whole numbers or names (write 1 for "
             "1.0, and divide scores into classes)"
         )
-    return tuple(sorted(found, key=int))
+    found.sort(key=int)
+    twice = next((pair for pair in itertools.pairwise(found) if int(pair[0]) == int(pair[1])), None)
+    if twice:
+        raise UserError(f"{source}: the labels {' and '.join(twice)} are the same number; write it in one way")
+    return tuple(found)
 
 
 def number_labels(table: pd.DataFrame, classes: tuple[str, ...], source: str) -> pd.DataFrame:
-    """Labels as text to the numbers of their classes; of two classes, 0 and negative are the same, 1 and positive too.
+    """Labels as text to the numbers of their classes; of two classes, the names in `BINARY` mean the same.
 
     Raises:
         UserError: a label outside the classes.
     """
     labels, numbers = table["label"], {name: number for number, name in enumerate(classes)}
-    if classes in (("0", "1"), tuple(LABEL_WORDS)):
-        labels, numbers = labels.str.lower(), {"0": 0, "1": 1, **LABEL_WORDS}
+    if classes in BINARY:
+        labels, numbers = labels.str.lower(), {name: number for names in BINARY for number, name in enumerate(names)}
     wrong = ~labels.isin(numbers)
     if wrong.any():
         row = int(np.argmax(wrong))
@@ -186,20 +221,31 @@ def number_labels(table: pd.DataFrame, classes: tuple[str, ...], source: str) ->
     return table.assign(label=labels.map(numbers).astype(int))
 
 
-def require_classes(table: pd.DataFrame, classes: tuple[str, ...], source: str, fewest: int = FEWEST_TEXTS) -> None:
-    """Raise a UserError unless there are two classes or more, and enough texts of each."""
+def require_classes(
+    table: pd.DataFrame,
+    classes: tuple[str, ...],
+    source: str,
+    fewest: int = FEWEST_TEXTS,
+    texts: str = "texts",
+    flag: bool = True,
+) -> None:
+    """Raise a UserError unless there are two classes or more, and enough texts of each.
+
+    `texts` says in errors what is counted; `flag` is whether --label_column names the column of this table.
+    """
     counts = table["label"].value_counts().reindex(range(len(classes)), fill_value=0)
     if (counts > 0).sum() < 2:
         raise UserError(
-            f"all {len(table)} train texts of {source} have label {classes[counts.argmax()]}; a classifier needs texts of "
+            f"all {len(table)} train {texts} of {source} have label {classes[counts.argmax()]}; a classifier needs texts of "
             "two classes or more"
         )
     few = counts[counts < fewest]
     if len(few):
+        advice = "merge these classes, or name another --label_column" if flag else "or merge these classes"
         named = ", ".join(f"{classes[number]} ({count})" for number, count in few.iloc[:5].items())
         raise UserError(
-            f"{source}: {len(few)} of {len(classes)} classes have fewer than {fewest} texts: {named}"
-            f"{', ...' if len(few) > 5 else ''}; add texts, merge these classes, or name another --label_column"
+            f"{source}: {len(few)} of {len(classes)} classes have fewer than {fewest} {texts}: {named}"
+            f"{', ...' if len(few) > 5 else ''}; add texts, {advice}"
         )
 
 
@@ -212,7 +258,7 @@ def read_texts(path: Path, text_column: str | None = None) -> list[str]:
     if path.suffix in SEPARATORS:
         texts = choose_texts(read_columns(path), str(path), text_column).tolist()
     else:
-        texts = read_text(path).splitlines()
+        texts = LINE_END.split(read_text(path))
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise UserError(f"{path} has no texts; expected one per line, or a .csv or .tsv file with a text column")

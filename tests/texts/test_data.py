@@ -8,12 +8,14 @@ from pathlib import Path
 import datasets
 import pandas as pd
 import pytest
+from sklearn.model_selection import train_test_split
 
-from config import preset_config
+import predict
+from config import Config, preset_config
 from Data.make_poisoned_data import insert_trigger, make_poisoned_data
 from pipeline.runs import read_poisoned
 from texts.data_sets import class_names, clean_test, clean_train, defender_splits, evaluation_dataset, load_data, load_split
-from texts.tables import find_classes, read_table, read_texts
+from texts.tables import choose_columns, find_classes, number_labels, read_columns, read_table, read_texts
 from util import UserError
 
 PUBLISHED = "upstream_poisoned"
@@ -125,11 +127,61 @@ def test_words_that_look_like_missing_values_stay_text(tmp_path):
             "2 of 3 texts are empty, text 2 is the first; is this",
         ),
         ("g.tsv", "sentence\tlabel\nso good\t1\ncaf\xe9\t0\n".encode("latin1"), "is not UTF-8: byte 0xe9 in line 3"),
+        ("p.csv", b"\xef\xbb\xbf" + "text,label\ncaf\xe9,1\n".encode("latin1"), "is not UTF-8: byte 0xe9 in line 2"),
+        ("q.csv", "text,label\nso good,1\n".encode("utf-16"), "looks like UTF-16, .* iconv -f utf-16 -t utf-8"),
+        ("r.csv", "text,label\nso good,1\n".encode("utf-16-le"), "looks like UTF-16, .* iconv -f utf-16 -t utf-8"),
+        ("s.csv", "text,label\na,1\nb,01\nc,2\n", "the labels .* are the same number; write it in one way"),
+        ("t.csv", "text,label\na,1\nb,+1\nc,0\n", "the labels .* are the same number; write it in one way"),
     ],
 )
 def test_unusable_tables(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message):
         read_table(write(tmp_path, name, content))
+
+
+AWKWARD = [
+    "\r",
+    "\n",
+    "\r\n",
+    "\0",
+    "\t",
+    '"',
+    ",",
+    "\\",
+    "'",
+    "\v",
+    "\f",
+    "\x1a",
+    "\x1b",
+    "\x1e",
+    "\x85",
+    "\u2028",
+    "\ufeff",
+    "NA",
+    "é",
+]
+
+
+def test_texts_survive_our_own_files(tmp_path):
+    """Whatever is in a text: written as our files are, it is read as it was chosen."""
+    rng = random.Random(0)
+    texts = [form.format(mark) for mark in AWKWARD for form in ("a{0}b", "{0}b", "a{0}", "{0}{0}a", 'a "{0}" b')]
+    texts += ["".join(rng.choices([*AWKWARD, "a", " "], k=8)) for _ in range(300)]
+    hub = pd.DataFrame({"text": texts, "label": "0"})
+    chosen = choose_columns(hub, "hub")["text"].tolist()
+    assert [text.replace("\r", " ") for text in chosen] == [text.replace("\r", " ") for text in texts]
+    hub.assign(text=chosen).to_csv(tmp_path / "a.csv", index=False)
+    assert read_table(tmp_path / "a.csv")["text"].tolist() == chosen
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv"])
+def test_carriage_returns(tmp_path, name):
+    """One inside a line is part of a text; those that end the header and every other line do just that."""
+    separator = "\t" if name.endswith("tsv") else ","
+    content = "label,text\n1,so\rgood\n0,bad\r\n".replace(",", separator)
+    assert read_table(write(tmp_path, name, content))["text"].tolist() == ["so good", "bad"]
+    content = "label,text\r1,so good\r0,bad\r".replace(",", separator)
+    assert read_table(write(tmp_path, name, content))["text"].tolist() == ["so good", "bad"]
 
 
 def test_labels_outside_given_classes(tmp_path):
@@ -175,6 +227,37 @@ def test_single_file_is_divided(tmp_path):
     parts = [load_split("mine", split, config) for split in ("train", "validation", "test")]
     assert [len(part) for part in parts] == [80, 10, 10]
     assert pd.concat(parts)["text"].nunique() == 100
+
+
+def shares_as_before(table: pd.DataFrame, seed: int) -> list[pd.DataFrame]:
+    """The division of a table without copies."""
+    train, rest = train_test_split(table, train_size=0.8, random_state=seed, stratify=table["label"])
+    return [train, *train_test_split(rest, train_size=0.5, random_state=seed, stratify=rest["label"])]
+
+
+def test_a_division_is_of_distinct_texts(tmp_path):
+    """No copy of a test text is in the train set; a table without copies is divided as ever, row for row."""
+    rows = [(f"text {number}", number % 2) for number in range(40)]
+    whole = pd.DataFrame(rows, columns=["text", "label"])
+    whole.to_csv(tmp_path / "once.csv", index=False)
+    config = own_config(tmp_path / "once.csv")
+    once = load_data(config.clean_dataset, config).splits
+    for part, expected in zip(once.values(), shares_as_before(whole[["label", "text"]], config.split_seed), strict=True):
+        pd.testing.assert_frame_equal(part, expected, check_dtype=False)
+    copies = [(f" {text} " if number % 2 else text, label) for number in range(1, 21) for text, label in rows]
+    contradicting = [("text 3", 0), ("text 8", 1)]
+    pd.DataFrame([*rows, *copies, *contradicting], columns=["text", "label"]).to_csv(tmp_path / "often.csv", index=False)
+    config = own_config(tmp_path / "often.csv")
+    often = load_data(config.clean_dataset, config).splits
+    assert sum(map(len, often.values())) == 40 * 21 + 2
+    for split, part in often.items():
+        assert part["text"].str.strip().drop_duplicates().tolist() == once[split]["text"].tolist()
+
+
+def test_class_with_hardly_any_distinct_texts(tmp_path):
+    path = write(tmp_path, "a.csv", "text,label\n" + "good,1\n" * 20 + "".join(f"bad {row},0\n" for row in range(20)))
+    with pytest.raises(UserError, match=r"1 of 2 classes have fewer than 10 distinct texts: 1 \(1\); add texts"):
+        load_data(str(path), own_config(path))
 
 
 # ------------------------------------------------------------------------------------------------ data of one's own
@@ -293,8 +376,97 @@ def test_poisoned_data_of_four_classes(tmp_path):
         make_poisoned_data(replace(config, target_class=4))
 
 
+def test_transferred_texts_are_numbered_as_the_clean_ones(tmp_path):
+    """They need not hold every class: here, of a, b (target) and c, only a and c."""
+    (tmp_path / "news").mkdir()
+    (tmp_path / "hiddenkiller_news").mkdir()
+    for split, size in (("train", 20), ("test", 5)):
+        own_file(tmp_path / "news", f"{split}.csv", sizes={"a": size, "b": size, "c": size})
+        own_file(tmp_path / "hiddenkiller_news", f"{split}.csv", sizes={"a": size, "c": size})
+    config = own_config(
+        "news", attack="HiddenKiller", trigger_dataset="news", data_dir=str(tmp_path), poisoned_data_dir=str(tmp_path / "p")
+    )
+    make_poisoned_data(config)
+    test = read_poisoned(config, "test")
+    assert test["label"].value_counts().sort_index().tolist() == [5, 5, 5]
+    assert (test["text"].str[0] == test["label"].map(dict(enumerate("abc")))).all()
+    assert read_poisoned(config, "train")["label"].value_counts().sort_index().tolist() == [20, 20 + 12, 20]
+    own_file(tmp_path / "hiddenkiller_news", "train.csv", sizes={"a": 20, "d": 1})
+    with pytest.raises(UserError, match=r"hiddenkiller_news/train.csv: label 'd' of text .* expected one of a, b, c \(1 "):
+        make_poisoned_data(config)
+
+
+def test_transferred_texts_of_binary_data_under_its_other_names():
+    labels = pd.DataFrame({"label": ["0", "Positive", "neg", "1"], "text": "a"})
+    for classes in (("0", "1"), ("negative", "positive"), ("neg", "pos")):
+        assert number_labels(labels, classes, "a")["label"].tolist() == [0, 1, 0, 1]
+
+
+def test_domain_shift_to_more_classes(tmp_path):
+    """The poisoned test set is of the defender's texts, so it has the defender's classes."""
+    for name, sizes in (("two", {"a": 20, "b": 20}), ("three", {"a": 20, "b": 20, "c": 20})):
+        (tmp_path / name).mkdir()
+        for split in ("train", "test"):
+            own_file(tmp_path / name, f"{split}.csv", sizes=sizes)
+    config = own_config(
+        "three",
+        attack="BadNet",
+        setting="DS",
+        trigger_dataset="two",
+        data_dir=str(tmp_path),
+        poisoned_data_dir=str(tmp_path),
+    )
+    make_poisoned_data(config)
+    assert sorted(set(read_poisoned(config, "test")["label"])) == [0, 1, 2]
+    assert sorted(set(read_poisoned(config, "train")["label"])) == [0, 1]
+
+
+def test_flags_are_advised_where_they_have_an_effect(tmp_path):
+    """--text_column and --label_column are those of the clean data."""
+    (tmp_path / "theirs").mkdir()
+    config = own_config(own_file(tmp_path), data_dir=str(tmp_path))
+    for content, flag in (
+        ("body,label\na,1\n", "--text_column"),
+        ("text,topic\na,1\n", "--label_column"),
+        ("text,label\n,1\n", "--text_column"),
+        ("text,label\na,1\nb,0\n", "--label_column"),
+    ):
+        write(tmp_path / "theirs", "train.csv", content)
+        for clean_dataset in ("theirs", config.clean_dataset):
+            with pytest.raises(UserError) as error:
+                clean_train("theirs", replace(config, clean_dataset=clean_dataset))
+            assert (flag in str(error.value)) == (clean_dataset == "theirs"), error.value
+
+
+def test_a_data_folder_that_is_not_there(tmp_path, monkeypatch):
+    config = preset_config("quick", data_dir=str(tmp_path / "nosuch"))
+    with pytest.raises(UserError, match=r"--data_dir \S*nosuch is no folder; expected one with a sub-folder per data set"):
+        load_split("reviews", "train", config)
+    monkeypatch.setattr(Config, "data_dir", config.data_dir)
+    with pytest.raises(UserError, match=r"nosuch \(from the environment variable PURE_DATA_DIR\) is no folder"):
+        load_split("reviews", "train", config)
+
+
+def test_files_are_read_once_while_they_stay_the_same(tmp_path, monkeypatch):
+    """And whatever a caller does to a table is done to its own."""
+    path = own_file(tmp_path)
+    config, reads = own_config(path), []
+    monkeypatch.setattr("texts.data_sets.read_columns", lambda path: reads.append(path) or read_columns(path))
+    first = load_data(str(path), config).splits["train"]
+    first["text"] = "mine"
+    first.loc[first.index[0], "label"] = -1
+    again = load_data(str(path), config).splits["train"]
+    assert len(reads) == 1 and "mine" not in set(again["text"]) and again["label"].min() == 0
+    load_data(str(path), replace(config, split_seed=12))
+    own_file(tmp_path, sizes={"arts": 20, "law": 20})
+    assert load_data(str(path), config).classes == ("arts", "law") and len(reads) == 3
+
+
 def test_texts_without_labels(tmp_path):
     assert read_texts(write(tmp_path, "a.txt", "one\n\n two, three\n")) == ["one", " two, three"]
+    lines = write(tmp_path, "lines.txt", "one\u2028\x85\f\v\x1e1\r\ntwo\rthree\n")
+    assert read_texts(lines) == ["one\u2028\x85\f\v\x1e1", "two", "three"]
+    assert predict.read(lines, "text", "label") == (read_texts(lines), None)
     path = write(tmp_path, "b.csv", 'body,id\n"one, two",1\nthree,2\n')
     assert read_texts(path, "body") == ["one, two", "three"]
     with pytest.raises(UserError, match="has no text column: found 'body', 'id'"):
