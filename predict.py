@@ -5,30 +5,84 @@
     python predict.py results/RUN/exported_model triggered.csv --target 1 > predictions.csv # and the label flip rate
 
 A .tsv or .csv file has a header; its text and label columns are named with --text and --label. Any other file has one text
-per line.
+per line. Classes are named as the model names them, in any case, or numbered from 0. In the output, a text that begins with
+=, +, - or @ has an apostrophe in front, since spreadsheets run such texts as formulas.
 """
 
 import argparse
 import csv
+import io
+import re
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from transformers import pipeline
+
+FORMULA = ("=", "+", "-", "@")
+
+
+def fail(message: str) -> NoReturn:
+    """Leave with one line on standard error."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
 
 
 def read(path: Path, text_column: str, label_column: str) -> tuple[list[str], list[str] | None]:
     """Texts, stripped of blanks at both ends, and their labels if there are any."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        if path.suffix not in (".tsv", ".csv"):
-            return [line.strip() for line in file if line.strip()], None
-        how = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
-        rows = list(csv.reader(file, **how))
-    header = [name.strip() for name in rows[0]] if rows else []
+    try:
+        content = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        fail(f"can't read {path}: {error.strerror}")
+    except UnicodeDecodeError as error:
+        found = "utf-16" if error.object[:1] in (b"\xff", b"\xfe") else "latin1"
+        line = error.object.count(b"\n", 0, error.start) + 1
+        byte = error.object[error.start]
+        fail(f"{path} is not UTF-8: byte {byte:#04x} in line {line}; convert it, for example: iconv -f {found} -t utf-8")
+    if path.suffix in (".tsv", ".csv"):
+        try:
+            texts, labels = read_columns(path, content, text_column, label_column)
+        except csv.Error as error:
+            fail(f"{path} is not a table: {error}")
+    else:
+        texts, labels = [line.strip() for line in re.split(r"\r\n?|\n", content) if line.strip()], None
+    if not texts:
+        fail(f"{path} has no texts; expected one per line, or a .csv or .tsv file with a header and texts")
+    return texts, labels
+
+
+def read_columns(path: Path, content: str, text_column: str, label_column: str) -> tuple[list[str], list[str] | None]:
+    """The same of a table: in a .tsv file quotes are plain text, in a .csv file they quote."""
+    # A lone carriage return is part of a text, unless it ends the header and so every line.
+    first = re.search(r"\r\n?|\n", content)
+    content = content.replace("\r", "\n") if first and first[0] == "\r" else re.sub(r"\r(?!\n)", " ", content)
+    csv.field_size_limit(2**31 - 1)
+    how = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
+    reader = csv.reader(io.StringIO(content, newline=""), **how)
+    header = [name.strip() for name in next(filter(None, reader), [])]
+    if not header:
+        return [], None
     if text_column not in header:
-        sys.exit(f"error: {path} has no column {text_column!r}: found {', '.join(map(repr, header))}; name it with --text")
-    at = header.index(label_column) if label_column in header else None
-    texts = [row[header.index(text_column)].strip() for row in rows[1:]]
-    return texts, None if at is None else [row[at].strip() for row in rows[1:]]
+        fail(f"{path} has no column {text_column!r}: found {', '.join(map(repr, header))}; name it with --text")
+    wanted = [header.index(name) for name in (text_column, label_column) if name in header]
+    rows = []
+    for row in reader:
+        if len(row) > len(header) or (len(row) <= max(wanted) and "".join(row).strip()):
+            fail(f"{path}: row {len(rows) + 1}, in line {reader.line_num}, has {len(row)} columns; expected {len(header)}")
+        if len(row) > max(wanted):  # Others are blank lines.
+            rows.append([row[at].strip() for at in wanted])
+    return [row[0] for row in rows], [row[1] for row in rows] if len(wanted) == 2 else None
+
+
+def name_classes(labels: list[str], names: dict[int, str], where: str, otherwise: str = "") -> list[str]:
+    """The model's names of labels that are names in any case or, where no name is itself a number, numbers of classes."""
+    known = {} if any(name.lstrip("+-").isdigit() for name in names.values()) else {str(at): names[at] for at in names}
+    known |= {name.lower(): name for name in names.values()} | {name: name for name in names.values()}
+    for row, label in enumerate(labels):
+        if label not in known and label.lower() not in known:
+            which = f"{where} {label!r}" + (f" of row {row + 1}" if len(labels) > 1 else "")
+            fail(f"{which} is no class of the model; expected one of {', '.join(names.values())}{otherwise}")
+    return [known.get(label) or known[label.lower()] for label in labels]
 
 
 def main() -> None:
@@ -39,22 +93,29 @@ def main() -> None:
     parser.add_argument("--label", default="label", help="label column, if there is one")
     parser.add_argument("--target", help="class whose label flip rate is to be said")
     arguments = parser.parse_args()
-    if not arguments.file.is_file():
-        sys.exit(f"error: there is no file {arguments.file}")
     texts, labels = read(arguments.file, arguments.text, arguments.label)
-    classify = pipeline("text-classification", arguments.model)
+    try:
+        classify = pipeline("text-classification", arguments.model)
+    except (OSError, ValueError) as error:
+        reason, *_ = str(error).strip().splitlines() or [type(error).__name__]
+        fail(f"no model can be loaded from {arguments.model}: {reason}")
+    names = classify.model.config.id2label
+    labels = labels and name_classes(labels, names, f"{arguments.file}: label", ", or --label to name another column")
+    target = arguments.target and name_classes([arguments.target], names, "--target")[0]
     answers = classify(texts, truncation=True, batch_size=32)
     predicted = [answer["label"] for answer in answers]
     writer = csv.writer(sys.stdout)
     writer.writerow(["predicted", "probability", "text"])
-    writer.writerows([answer["label"], f"{answer['score']:.4f}", text] for answer, text in zip(answers, texts, strict=True))
+    for answer, text in zip(answers, texts, strict=True):
+        shown = f"'{text}" if text.startswith(FORMULA) else text
+        writer.writerow([answer["label"], f"{answer['score']:.4f}", shown])
     if labels is None:
         return
     right = sum(a == b for a, b in zip(predicted, labels, strict=True))
     print(f"ACC {right / len(labels):.4f} ({right} of {len(labels)} texts)", file=sys.stderr)
-    if arguments.target is not None:
-        others = [a for a, b in zip(predicted, labels, strict=True) if b != arguments.target]
-        flipped = others.count(arguments.target)
+    if target is not None:
+        others = [a for a, b in zip(predicted, labels, strict=True) if b != target]
+        flipped = others.count(target)
         share = flipped / len(others) if others else float("nan")
         print(f"LFR {share:.4f} ({flipped} of {len(others)} texts of other classes)", file=sys.stderr)
 

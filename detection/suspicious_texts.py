@@ -4,6 +4,9 @@
 
 `run_all.py` does this too where `--suspicious_texts` is given. A prediction that PURE changes may be a backdoor's; it may
 also be a text that is hard to tell. One that stays the same proves nothing.
+
+In the file, a text that begins with =, +, -, @ or a tab has an apostrophe in front: people open it in spreadsheets, which
+run such texts as formulas.
 """
 
 import textwrap
@@ -17,10 +20,11 @@ from encoder.classifier import load_classifier, load_tokeniser
 from pipeline.runs import command, fine_tuning_folder, run_folder
 from pipeline.training import predict
 from texts.batching import tokenise
-from texts.tables import read_texts
+from texts.tables import printable, read_texts
 from util import UserError, make_accelerator, run_script, write_whole
 
 SHOWN = 10
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def compare_predictions(config: Config) -> pd.DataFrame:
@@ -48,7 +52,8 @@ def compare_predictions(config: Config) -> pd.DataFrame:
         table[name] = [classifier.encoder.config.id2label[number] for number in predicted.tolist()]
         table[f"{name}_probability"] = torch.round(probability, decimals=4).double().round(decimals=4).tolist()
     table["changed"] = table["before"] != table["after"]
-    write_whole(run_folder(config) / "suspicious_texts.csv", lambda temporary: table.to_csv(temporary, index=False))
+    safe = table.assign(text=[f"'{text}" if text.startswith(FORMULA) else text for text in texts])
+    write_whole(run_folder(config) / "suspicious_texts.csv", lambda temporary: safe.to_csv(temporary, index=False))
     return table
 
 
@@ -59,7 +64,7 @@ def print_comparison(table: pd.DataFrame, config: Config) -> None:
     for row in changed.head(SHOWN).itertuples():
         print(
             f"  {row.before} {row.before_probability:.2f} -> {row.after} {row.after_probability:.2f}  "
-            f"{textwrap.shorten(row.text, 70, placeholder=' ...')}"
+            f"{textwrap.shorten(printable(row.text), 70, placeholder=' ...')}"
         )
     print(f"  all of them: {run_folder(config) / 'suspicious_texts.csv'}")
 

@@ -4,11 +4,13 @@ import csv
 import dataclasses
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import ANY
 
 import numpy as np
@@ -23,7 +25,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 import predict
 import run_all as run_all_script
 from config import Config, parse_grid, preset_config
-from detection.suspicious_texts import compare_predictions
+from detection.suspicious_texts import compare_predictions, print_comparison
 from experiments.grid import run_grid
 from experiments.results_table import results_table
 from export import export_model
@@ -31,7 +33,7 @@ from pipeline.runs import fine_tuning_folder, poisoned_model_folder, run_folder
 from pipeline.training import label_flip_rate
 from pretrained_model_poisoning import poison
 from reporting.model_card import WHY_EXACT
-from texts.tables import read_table
+from texts.tables import read_table, read_texts
 from util import UserError
 
 WORDS = {"arts": "novel opera poem".split(), "law": "court judge trial".split(), "sport": "goal match team".split()}
@@ -175,10 +177,99 @@ def test_files_that_predict_reads(tmp_path):
     assert predict.read(tmp_path / "a.txt", "text", "label") == (["one", "two, three"], None)
     assert predict.read(tmp_path / "b.tsv", "sentence", "label") == (['"so" good'], ["1"])
     assert predict.read(tmp_path / "c.csv", "text", "label") == (["so, good"], ["1"])
-    with pytest.raises(
-        SystemExit, match=r"error: .*b.tsv has no column 'text': found 'sentence', 'label'; name it with --text"
-    ):
-        predict.read(tmp_path / "b.tsv", "text", "label")
+
+
+def test_untidy_files_that_predict_reads(tmp_path):
+    """A byte-order mark, blank lines, rows without what isn't asked for, carriage returns, long texts."""
+    long = "word " * 40_000 + "end"
+    (tmp_path / "a.csv").write_text(f'\ufeff\ntext,label,id\n"{long}",1\n\n  \n"so\rgood",0\n\n')
+    assert predict.read(tmp_path / "a.csv", "text", "label") == ([long, "so good"], ["1", "0"])
+    (tmp_path / "b.tsv").write_bytes(b"label\ttext\r1\tso good\r0\tbad\r")
+    assert predict.read(tmp_path / "b.tsv", "text", "label") == (["so good", "bad"], ["1", "0"])
+
+
+def predict_with(monkeypatch, capsys, names: list[str], answers: list[str], *arguments: str) -> tuple[int, list[dict], str]:
+    """Exit code, rows and notes of predict.py with a model of these classes and answers."""
+    model = SimpleNamespace(config=SimpleNamespace(id2label=dict(enumerate(names))))
+
+    class Classify:
+        def __init__(self, task, name):
+            self.model = model
+
+        def __call__(self, texts, **how):
+            assert len(texts) == len(answers)
+            return [{"label": answer, "score": 0.75} for answer in answers]
+
+    monkeypatch.setattr("predict.pipeline", Classify)
+    monkeypatch.setattr("sys.argv", ["predict.py", "model", *map(str, arguments)])
+    code = 0
+    try:
+        predict.main()
+    except SystemExit as left:
+        code = left.code
+    output, notes = capsys.readouterr()
+    return code, list(csv.DictReader(output.splitlines())), notes
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "sentence,label\na,1\n", "has no column 'text': found 'sentence', 'label'; name it with --text"),
+        ("b.csv", "text,label\ngood,1\nbad\n", "row 2, in line 3, has 1 columns; expected 2"),
+        ("c.csv", "text,label\ngood, very,1\n", "row 1, in line 2, has 3 columns; expected 2"),
+        ("d.csv", "text,label\na,1\ncaf\xe9,0\n".encode("latin1"), "byte 0xe9 in line 3; convert it, .*: iconv -f latin1"),
+        ("e.csv", "text,label\na,1\n".encode("utf-16"), "is not UTF-8: .* iconv -f utf-16"),
+        ("f.csv", "", "has no texts; expected"),
+        ("g.tsv", "text\tlabel\n\n", "has no texts; expected"),
+        (
+            "h.csv",
+            "text,label\na,good\nb,bad\nc,so so\n",
+            "label 'so so' of row 3 is no class .* one of bad, good, or --label",
+        ),
+        ("i.csv", "text,label\na,2\n", "label '2' is no class of the model; expected one of bad, good"),
+        ("nosuch.csv", None, "can't read .*nosuch.csv: No such file"),
+    ],
+)
+def test_files_that_predict_does_not_take(tmp_path, monkeypatch, capsys, name, content, message):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    code, rows, notes = predict_with(monkeypatch, capsys, ["bad", "good"], [], path)
+    assert code == 2 and not rows and re.fullmatch(f"error: .*{message}.*\n", notes), notes
+
+
+def test_labels_that_predict_compares(tmp_path, monkeypatch, capsys):
+    """By name in any case and by number; a name that is itself a number is never taken for another class's number."""
+    path, answers = tmp_path / "a.csv", ["good", "bad", "good", "good"]
+    path.write_text("text,label\na,Good\nb,BAD\nc,1\nd,0\n")
+    for target in ("good", "GOOD", "1"):
+        code, _, notes = predict_with(monkeypatch, capsys, ["bad", "good"], answers, path, "--target", target)
+        assert code == 0 and "ACC 0.7500 (3 of 4 texts)" in notes and "LFR 0.5000 (1 of 2 texts" in notes
+    code, _, notes = predict_with(monkeypatch, capsys, ["bad", "good"], answers, path, "--target", "goood")
+    assert code == 2 and notes == "error: --target 'goood' is no class of the model; expected one of bad, good\n"
+    path.write_text("text,label\na,2\nb,1\n")
+    _, _, notes = predict_with(monkeypatch, capsys, ["1", "2"], ["2", "1"], path)
+    assert "ACC 1.0000" in notes
+    path.write_text("text,label\na,0\n")
+    assert predict_with(monkeypatch, capsys, ["1", "2"], ["2"], path)[0] == 2
+
+
+def test_no_text_that_predict_writes_is_a_formula(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "a.txt"
+    path.write_text('=HYPERLINK("http://x")\n+1+cmd|x\n@you\n- so\na = b\n')
+    _, rows, _ = predict_with(monkeypatch, capsys, ["-1", "1"], ["-1"] * 5, path)
+    assert [row["text"] for row in rows] == ['\'=HYPERLINK("http://x")', "'+1+cmd|x", "'@you", "'- so", "a = b"]
+    assert rows[0]["predicted"] == "-1"
+
+
+def test_a_model_that_predict_cannot_load(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n")
+    shutil.copy(ROOT / "predict.py", tmp_path)
+    command = [sys.executable, "-I", "predict.py", "./nosuch", "a.txt"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    last = result.stderr.splitlines()[-1]
+    assert result.returncode == 2 and last.startswith("error: no model can be loaded from ./nosuch: "), result.stderr
+    assert "Traceback" not in result.stderr and not result.stdout
 
 
 def test_model_card_says_what_was_done_and_what_is_not_known(finished, table, encoder):
@@ -207,6 +298,20 @@ def test_suspicious_texts_before_and_after(finished):
     assert f"{summary['suspicious_texts']['changed']} of 2 predictions changed" in output
     with pytest.raises(UserError, match="no texts are named; give a file with --suspicious_texts"):
         compare_predictions(replace(config, suspicious_texts=None))
+
+
+def test_suspicious_texts_do_nothing_to_a_spreadsheet_or_terminal(finished, tmp_path, monkeypatch, capsys):
+    config, _, _ = finished
+    path = run_folder(config) / "suspicious_texts.csv"
+    monkeypatch.setattr("detection.suspicious_texts.write_whole", lambda path, write: write(tmp_path / path.name))
+    texts = ["=1+1", "\t=1", "the \x1b]0;goal\x07 team \x9b2J", "a - b"]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    table = compare_predictions(replace(config, suspicious_texts=str(tmp_path / "texts.txt")))
+    assert table["text"].tolist() == texts
+    assert read_texts(tmp_path / path.name) == ["'=1+1", "'\t=1", *texts[2:]]
+    print_comparison(table.assign(changed=True), config)
+    output = capsys.readouterr().out
+    assert "the ]0;goal team 2J" in output and output.replace("\n", "").isprintable()
 
 
 def test_a_second_run_does_nothing_again(finished, capsys):
