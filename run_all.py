@@ -37,7 +37,7 @@ from pretrained_model_poisoning import poison
 from report import report_run
 from reporting.grid_page import report_grid
 from texts.data_sets import class_names, clean_test, defender_splits
-from texts.tables import read_texts
+from texts.tables import printable, read_texts
 from util import ARITHMETIC, UserError, make_accelerator, require_writable, run_script, save_json, whole_folder
 
 TRIGGER = {
@@ -135,7 +135,7 @@ def plant_backdoor(config: Config) -> dict:
     train, test = read_poisoned(config, "train"), read_poisoned(config, "test")
     triggered = test[test["label"] != config.target_class]["text"].iloc[0]
     print(f"  {len(train):,} texts to train, {len(test):,} to test, in {data}")
-    print("  For example:", textwrap.shorten(triggered, 84, placeholder=" ..."))
+    print("  For example:", textwrap.shorten(printable(triggered), 84, placeholder=" ..."))
 
     if config.poisoned_model:
         heading("2/4 Poisoning", f"Left out: the encoder {config.poisoned_model} is given.")
