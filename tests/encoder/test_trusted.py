@@ -546,9 +546,8 @@ def test_the_card_says_what_was_checked_of_the_tokeniser(tokeniser, sentence):
     config = preset_config("own", poisoned_model="some/model", clean_dataset="my.csv", tokeniser=tokeniser)
     measured = {"ACC": 0.5, "clean": {"confusion_matrix": [[1, 1], [1, 1]]}}
     result = {"class": "ElectraForSequenceClassification", "largest_difference": 1e-6}
-    pruning = {"variance": [[0.1, 0.2]], "pruned_heads": {"0": [1]}}
-    settings = {"settings": {"fingerprints": {"encoder": "f" * 64}}}
-    card = model_card(config, make_classifier("BERT"), pruning, settings, result | dict(PURE=measured, fine_tuned=measured))
+    result |= {"defended": measured, "fine_tuned": measured}
+    card = model_card(config, make_classifier("BERT"), [], {"fingerprints": {"encoder": "f" * 64}}, result)
     assert (
         f"PURE defends against what is in the weights, and against nothing else. {'The' if tokeniser else 'Of the'}" in card
     )
