@@ -142,10 +142,12 @@ def test_workers(parsl, tmp_path, capfd, monkeypatch):
 
 
 SCRIPT = """
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 sys.path[:0] = sys.argv[1:3]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # Python has none if it is started in a script's background.
 # Stand-ins: torch takes longer to import than everything else here.
 sys.modules["torch"] = SimpleNamespace(cuda=SimpleNamespace(device_count=int))
 sys.modules["util"] = SimpleNamespace(UserError=ValueError, first_line=str, require_writable=str)
