@@ -209,7 +209,7 @@ def parsl_workers(folder: Path, workers: int, engine: Path | None) -> Iterator[C
     if config.initialize_logging is True:
         config.initialize_logging = FileLogging(level=20)  # Parsl's default grows by a megabyte an hour.
     for executor in config.executors:
-        if isinstance(executor, HighThroughputExecutor) and False:
+        if isinstance(executor, HighThroughputExecutor) and shutil.which("setpriv"):
             # Should this process be killed so that it can't clean up, its workers soon miss their interchange and end.
             executor.interchange_launch_cmd = ["setpriv", "--pdeathsig", "TERM", *executor.interchange_launch_cmd]
     with worker_environment(), terminated_cleanly():
@@ -220,7 +220,7 @@ def parsl_workers(folder: Path, workers: int, engine: Path | None) -> Iterator[C
             check_workers(parsl.python_app, folder, engine, kernel.run_dir)
             yield parsl.python_app
         finally:
-            with ignored(signal.SIGINT, signal.SIGTERM):
+            with ignored(signal.SIGINT):
                 kernel.cleanup()
 
 
@@ -332,13 +332,12 @@ def terminated_cleanly() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ignored(*signals: signal.Signals) -> Iterator[None]:
-    before = {each: signal.signal(each, signal.SIG_IGN) for each in signals}
+def ignored(number: signal.Signals) -> Iterator[None]:
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        signal.signal(number, before)
 
 
 # On a worker

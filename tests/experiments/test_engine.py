@@ -21,20 +21,20 @@ TOYS = Path(__file__).resolve().parent
 def no_orphans(monkeypatch, tmp_path):
     """Workers find the toys; whatever happens in a test, none of its processes outlives it."""
     monkeypatch.setenv("PYTHONPATH", str(TOYS))
-    monkeypatch.setenv("ENGINE_TEST", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     yield
     assert not survivors(tmp_path)
 
 
 def survivors(folder: Path) -> list[str]:
-    """Processes of a test that don't end on their own within ten seconds."""
+    """Processes of a test, which runs in its own folder, that don't end within ten seconds."""
     psutil = pytest.importorskip("psutil") if "parsl" in sys.modules else None
     if not psutil:
         return []
 
     def is_ours(process) -> bool:
         try:
-            return process.pid != os.getpid() and process.environ().get("ENGINE_TEST") == str(folder)
+            return process.pid != os.getpid() and process.cwd() == str(folder)
         except psutil.Error:
             return False
 
@@ -258,11 +258,9 @@ def test_slurm(parsl, tmp_path, monkeypatch):
     if why := slurm_node.missing():
         pytest.skip(why)
     node = tmp_path / "node"
-    monkeypatch.delenv("ENGINE_TEST")  # The daemons' own end is not what is tested.
     try:
         for variable, value in slurm_node.start(node).items():
             monkeypatch.setenv(variable, value)
-        monkeypatch.setenv("ENGINE_TEST", str(tmp_path))
         tasks = [toy(tmp_path, *each) for each in GRAPH]
         tasks += [toy(tmp_path, "here", "meet", "tune"), toy(tmp_path, "there", "meet", "tune")]
         outcomes = run(tasks, engine=PROJECT / "engines" / "slurm.py")
