@@ -9,6 +9,7 @@ them.
 """
 
 from parsl import Config
+from parsl.addresses import address_by_hostname
 from parsl.executors import HighThroughputExecutor
 from parsl.providers import SlurmProvider
 
@@ -18,6 +19,7 @@ HOURS = 8
 PARTITION = None  # That of the cluster's choice.
 GPUS = None  # A number per job: 1 where there are any, for a worker has one.
 OPTIONS = ""  # More lines for sbatch, as "#SBATCH --mem=16G".
+ADDRESS = None  # Of the login node, as the compute nodes reach it; None: what its name stands for.
 SETUP = ""  # Shell commands before a worker starts, as "module load cuda": for what the login node's environment lacks.
 
 
@@ -25,10 +27,12 @@ def config() -> Config:
     """One pool of one worker per job."""
     executor = HighThroughputExecutor(
         label="slurm",
+        address=ADDRESS or address_by_hostname(),
         max_workers_per_node=1,
         cores_per_worker=CORES,
         heartbeat_period=15,
-        heartbeat_threshold=120,  # Seconds until a job that vanished is given up, and its task starts again in another.
+        # Seconds until a job that vanished is given up, and its task starts again in another.
+        heartbeat_threshold=120,
         # A job whose time is nearly up gets no new task, and ends.
         drain_period=HOURS * 3600 - 3600,
         provider=SlurmProvider(

@@ -73,49 +73,21 @@ def run_tasks(
         UserError: workers can't start, or lack something that they need.
         KeyboardInterrupt: Ctrl-C; no worker is left behind.
     """
-    progress = Progress(tasks)
-    outcomes: dict[str, dict | Exception] = {}
-
-    def end(task: Task, outcome: dict | Exception) -> None:
-        outcomes[task.key] = outcome
-        finished(task.key, outcome)
-        progress.end(task, outcome)
-
     if workers == 1 and engine is None:
         if threads:
             importlib.import_module("torch").set_num_threads(threads)
-        for task in tasks:
-            error = failed_need(task, outcomes)
-            if not error:
-                progress.start(task)
-            end(task, error or run_here(task))
+        run_here(Progress(tasks, finished))
     elif tasks:
         with parsl_workers(tasks[0].log.absolute().parent, workers, engine) as python_app:
-            run_there(tasks, python_app, threads, [] if engine else cuda_devices(), outcomes, progress, end)
-
-
-def failed_need(task: Task, outcomes: dict[str, dict | Exception]) -> Exception | None:
-    """What the first failed one of a task's needs ended with."""
-    return next((outcomes[key] for key in task.needs if isinstance(outcomes[key], Exception)), None)
-
-
-def run_here(task: Task) -> dict | Exception:
-    try:
-        return imported(task.function)(task.argument)
-    except Exception as error:  # Whatever it is, other tasks may be fine.
-        return error
-
-
-def imported(name: str) -> Callable[[object], dict]:
-    module, _, function = name.partition(":")
-    return getattr(importlib.import_module(module), function)
+            run_there(Progress(tasks, finished), python_app, threads, [] if engine else cuda_devices())
 
 
 class Progress:
-    """A line when a task starts and one when it ends."""
+    """What tasks ended with; a line when one starts and one when it ends."""
 
-    def __init__(self, tasks: list[Task]) -> None:
-        self.total, self.ended = len(tasks), 0
+    def __init__(self, tasks: list[Task], finished: Callable[[str, dict | Exception], None]) -> None:
+        self.tasks, self.finished = tasks, finished
+        self.outcomes: dict[str, dict | Exception] = {}
         self.weight_left, self.weight_ended = sum(task.weight for task in tasks), 0.0
         self.began = time.perf_counter()
 
@@ -123,12 +95,22 @@ class Progress:
         print(f"started: {task.title}", flush=True)
 
     def end(self, task: Task, outcome: dict | Exception) -> None:
-        self.ended += 1
+        self.outcomes[task.key] = outcome
+        self.finished(task.key, outcome)
         self.weight_ended += task.weight
         self.weight_left -= task.weight
-        failed = isinstance(outcome, Exception)
+        number = f"[{len(self.outcomes)} of {len(self.tasks)}]"
+        how = "failed" if isinstance(outcome, Exception) else "done"
         left = time_left(self.began, self.weight_ended, self.weight_left)
-        print(f"[{self.ended} of {self.total}] {'failed' if failed else 'done'}: {task.title}{left}", flush=True)
+        print(f"{number} {how}: {task.title}{left}", flush=True)
+
+    def ready(self, task: Task) -> bool:
+        return all(key in self.outcomes for key in task.needs)
+
+    def failed_need(self, task: Task) -> Exception | None:
+        """What the first failed one of a task's needs ended with."""
+        needs = [self.outcomes.get(key) for key in task.needs]
+        return next((outcome for outcome in needs if isinstance(outcome, Exception)), None)
 
 
 def time_left(began: float, done: float, left: float) -> str:
@@ -139,22 +121,32 @@ def time_left(began: float, done: float, left: float) -> str:
     return f"; about {minutes / 60:.1f} h left" if minutes > 90 else f"; about {minutes:.0f} min left"
 
 
+def run_here(progress: Progress) -> None:
+    """One task after another, in this process."""
+    for task in progress.tasks:
+        outcome = progress.failed_need(task)
+        if not outcome:
+            progress.start(task)
+            try:
+                outcome = imported(task.function)(task.argument)
+            except Exception as error:  # Whatever it is, other tasks may be fine.
+                outcome = error
+        progress.end(task, outcome)
+
+
+def imported(name: str) -> Callable[[object], dict]:
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
 # On the side that hands tasks out
 
 
-def run_there(
-    tasks: list[Task],
-    python_app: Callable,
-    threads: int | None,
-    devices: list[str],
-    outcomes: dict[str, dict | Exception],
-    progress: Progress,
-    end: Callable[[Task, dict | Exception], None],
-) -> None:
+def run_there(progress: Progress, python_app: Callable, threads: int | None, devices: list[str]) -> None:
     """Hand all tasks to Parsl, and tell of each as soon as it ends."""
     futures: dict[str, Future] = {}
     app = python_app(run_on_worker)
-    for number, task in enumerate(tasks):
+    for number, task in enumerate(progress.tasks):
         log = task.log.absolute()
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)  # It appears again when the task starts.
@@ -164,17 +156,17 @@ def run_there(
         futures[task.key] = app(*call, *needs, parsl_resource_specification={"priority": number})
     running, waiting = set(), set(futures.values())
     while waiting:
-        done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-        for task in tasks:
+        done, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+        for task in progress.tasks:
             future = futures[task.key]
             if future in done:
-                end(task, failed_need(task, outcomes) or outcome(future, task))
-            elif future in waiting and task.key not in running and task.log.exists():
+                progress.end(task, progress.failed_need(task) or result_of(future, task))
+            elif future in waiting and task.key not in running and progress.ready(task) and task.log.exists():
                 running.add(task.key)
                 progress.start(task)
 
 
-def outcome(future: Future, task: Task) -> dict | Exception:
+def result_of(future: Future, task: Task) -> dict | Exception:
     """A task's result, or its error in one line."""
     from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
 
@@ -228,7 +220,7 @@ def parsl_workers(folder: Path, workers: int, engine: Path | None) -> Iterator[C
             check_workers(parsl.python_app, folder, engine, kernel.run_dir)
             yield parsl.python_app
         finally:
-            with ignored(signal.SIGINT, signal.SIGTERM):
+            with ignored(signal.SIGINT):
                 kernel.cleanup()
 
 
@@ -340,13 +332,12 @@ def terminated_cleanly() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ignored(*signals: signal.Signals) -> Iterator[None]:
-    before = {each: signal.signal(each, signal.SIG_IGN) for each in signals}
+def ignored(number: signal.Signals) -> Iterator[None]:
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        signal.signal(number, before)
 
 
 # On a worker

@@ -14,7 +14,11 @@ def note(argument: dict) -> dict:
     print(f"{argument['name']} on standard output")
     print(f"{argument['name']} on standard error", file=sys.stderr)
     os.system(f"echo {argument['name']} in a child process")
-    return {"name": argument["name"], "process": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS")}
+    return {
+        "process": os.getpid(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "device": os.environ.get("CUDA_VISIBLE_DEVICES"),
+    }
 
 
 def nothing(argument: dict) -> dict:
