@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # Of each of the processes that share the tests.
+
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer
 
