@@ -28,7 +28,7 @@ def check_run(config) -> None:
     """Two runs; poisoning, fine-tuning and normalisation were trained once each."""
     outputs = together("run_all.py", flags(config))
     assert trainings(outputs, ", epoch 1 of 4: ") == 3
-    assert trainings(outputs, "report.html") == 2
+    assert trainings(outputs, "on one page: ") == 2
     models = [output.split("\nACC:")[0].splitlines()[-3:] for output in outputs]
     assert [line.split()[:-1] for line in models[0]] == [line.split()[:-1] for line in models[1]]
     assert load_json(run_folder(config) / "metrics.json")["models"].keys() == {"poisoned", "fine_tuned", "PURE"}
