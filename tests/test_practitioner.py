@@ -117,7 +117,7 @@ def test_a_whole_run(finished, table):
     assert "3 classes (texts to train): arts (80), law (80), sport (80)" in output
     named = [line.split("  ")[1] for line in output.split("\nFiles\n")[1].splitlines() if line.startswith("  ")]
     folders = [run_folder(config), stage_folder(config, FINE_TUNING)]
-    assert len(named) == 9 and all(any((folder / name).exists() for folder in folders) for name in named)
+    assert len(named) == 10 and all(any((folder / name).exists() for folder in folders) for name in named)
     assert (
         not [path for path in Path(config.output_dir).rglob(".*") if path.suffix != ".lock"]
         and not Path(config.poisoned_data_dir).exists()
@@ -168,8 +168,8 @@ def test_exported_model_in_a_process_without_this_project(finished, tmp_path):
     folder = run_folder(config) / "exported_model"
     predicted, notes = predict_elsewhere(tmp_path, str(folder.resolve()), "test.csv", "--target", "law")
     found = float(np.mean(np.array(predicted) == test["label"].to_numpy()))
-    assert found == summary["export"]["PURE"]["ACC"] == summary["models"]["PURE"]["ACC"]
-    confusion = np.array(summary["export"]["PURE"]["clean"]["confusion_matrix"])
+    assert found == summary["export"]["defended"]["ACC"] == summary["models"]["PURE"]["ACC"]
+    confusion = np.array(summary["export"]["defended"]["clean"]["confusion_matrix"])
     assert f"ACC {found:.4f} ({confusion.trace()} of 30 texts)" in notes
     assert f"LFR {label_flip_rate(confusion, 1):.4f} ({confusion[[0, 2], 1].sum()} of 20 texts of other classes)" in notes
     card = (folder / "README.md").read_text()
@@ -351,8 +351,8 @@ def test_known_attack_on_own_data_of_three_classes(encoder, table, tmp_path):
         assert metrics["LFR"] == confusion[:2, 2].sum() / 20 == label_flip_rate(confusion, 2)
     result = export_model(config)
     assert (
-        result["PURE"]["LFR"] == summary["models"]["PURE"]["LFR"]
-        and result["PURE"]["ACC"] == summary["models"]["PURE"]["ACC"]
+        result["defended"]["LFR"] == summary["models"]["PURE"]["LFR"]
+        and result["defended"]["ACC"] == summary["models"]["PURE"]["ACC"]
     )
     card = Path(result["folder"], "README.md").read_text()
     assert "| LFR, test texts with the trigger of BadNet, target sport | 20 |" in card
@@ -370,7 +370,7 @@ def test_a_whole_run_with_another_family(family, table, tmp_path):
     config = make_config(folder, table, tmp_path, epochs=1, acc_drop=1.0, learning_rate=1e-3)
     summary = run_all_script.run_all(config)
     assert summary["heads_pruned"] == 9 and summary["export"]["largest_difference"] < 1e-4
-    assert summary["export"]["PURE"] == {"ACC": summary["models"]["PURE"]["ACC"], "clean": ANY}
+    assert summary["export"]["defended"] == {"ACC": summary["models"]["PURE"]["ACC"], "clean": ANY}
     card = (run_folder(config) / "exported_model/README.md").read_text()
     assert f"`{summary['export']['class']}`. {WHY_EXACT[summary['export']['class']]}" in card
 

@@ -151,7 +151,7 @@ def test_an_export_that_differs_is_refused(tmp_path):
 def test_too_many_classes_for_the_head():
     classifier = make_classifier("BERT")
     classifier.head = torch.nn.Linear(32, 17)
-    with pytest.raises(UserError, match=r"17 classes are too many to be exported: .* the encoder has 32; purified_model"):
+    with pytest.raises(UserError, match=r"17 classes are too many to be exported: .* the encoder has 32; the model"):
         standard_model(classifier)
 
 

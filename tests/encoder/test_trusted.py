@@ -276,7 +276,7 @@ def test_names_of_code_are_not_passed_on_by_the_poisoned_encoder(tiny_config, fo
     config = replace(tiny_config, plm=str(folder), poisoning_epochs=1)
     make_poisoned_data(config)
     poison(config)
-    [written] = Path(config.poisoned_model_dir).iterdir()
+    [written] = [path for path in Path(config.poisoned_model_dir).iterdir() if path.is_dir()]
     assert (written / "poisoning.json").exists()
     (written / "poisoning.json").unlink()
     require_no_names(written)

@@ -50,7 +50,7 @@ CHANGES = {
     "poisoned_model": ("OTHER", {}, DEFENDER),
     "tokeniser": ("OTHER", {}, DEFENDER),
     "seed": (12, {}, ALL),
-    "trigger_dataset": ("hiddenkiller_sst2", {"setting": "DS", "trigger_dataset": "stylebkd_sst2"}, ALL),
+    "trigger_dataset": ("hiddenkiller_sst2", {"setting": "DS", "trigger_dataset": "stylebkd_sst2"}, {POISONING}),
     "clean_dataset": ("hiddenkiller_sst2", {"setting": "DS", "trigger_dataset": "stylebkd_sst2"}, ALL),
     "text_column": ("more", {"attack": "none", "clean_dataset": "TABLE", "text_column": "text"}, DEFENDER),
     "label_column": ("opposite", {"attack": "none", "clean_dataset": "TABLE", "label_column": "label"}, DEFENDER),
