@@ -1,5 +1,6 @@
 """The attacks: one file and one row each."""
 
+from attacks.add_sent import ADD_SENT
 from attacks.attack import Attack
 from attacks.badnet import BADNET
 from attacks.hidden_killer import HIDDEN_KILLER
@@ -13,5 +14,6 @@ ATTACKS: dict[str, Attack] = {
     "RIPPLe": RIPPLE,
     "HiddenKiller": HIDDEN_KILLER,
     "StyleBkd": STYLE_BKD,
+    "AddSent": ADD_SENT,
 }
 """The only list of attacks; everything that depends on one comes from its row."""
