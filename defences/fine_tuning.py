@@ -2,11 +2,10 @@
 
 from config import Config
 from defences.defence import Defence, Stage
-from defences.shared import defender_settings, load_defender_inputs, train_once
+from defences.shared import train_released
 from pipeline.defender import Phase
 from pipeline.runs import DEFENCE_FIELDS
 from pipeline.training import cross_entropy
-from util import make_accelerator, require_writable
 
 
 def fine_tune_clean(config: Config) -> dict:
@@ -18,13 +17,8 @@ def fine_tune_clean(config: Config) -> dict:
     Raises:
         UserError: something to read is missing, a folder is not writable, or the loss is not finite.
     """
-    require_writable(config.output_dir)
-    accelerator = make_accelerator(config.device, config.precision)
-    inputs = load_defender_inputs(config)
-    settings = defender_settings(config, FINE_TUNING, inputs, accelerator)
     phases = [Phase("fine_tuning", "fine-tuning on clean data", cross_entropy, config.epochs)]
-    record, _ = train_once(config, FINE_TUNING, phases, inputs=inputs, accelerator=accelerator, settings=settings)
-    return record
+    return train_released(config, FINE_TUNING, phases)
 
 
 def told(config: Config) -> str:

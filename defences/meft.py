@@ -5,11 +5,10 @@ from torch import nn
 
 from config import Config
 from defences.defence import Defence, Stage
-from defences.shared import defender_settings, load_defender_inputs, train_once
+from defences.shared import train_released
 from pipeline.defender import Phase
 from pipeline.runs import DEFENCE_FIELDS
 from pipeline.training import cross_entropy
-from util import make_accelerator, require_writable
 
 
 def negative_entropy(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -27,16 +26,11 @@ def maximise_entropy_and_fine_tune(config: Config) -> dict:
     Raises:
         UserError: something to read is missing, a folder is not writable, or the loss is not finite.
     """
-    require_writable(config.output_dir)
-    accelerator = make_accelerator(config.device, config.precision)
-    inputs = load_defender_inputs(config)
-    settings = defender_settings(config, ENTROPY, inputs, accelerator)
     phases = [
         Phase("meft_entropy", "maximising entropy", negative_entropy, config.entropy_epochs),
         Phase("meft_fine_tuning", "fine-tuning on clean data", cross_entropy, config.epochs),
     ]
-    record, _ = train_once(config, ENTROPY, phases, inputs=inputs, accelerator=accelerator, settings=settings)
-    return record
+    return train_released(config, ENTROPY, phases)
 
 
 def told(config: Config) -> str:

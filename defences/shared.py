@@ -32,7 +32,7 @@ from pipeline.runs import command, fingerprint_encoder, stage_settings
 from pipeline.stage import run_once
 from texts.batching import TokenisedTexts, tokenise
 from texts.data_sets import class_names, clean_test, defender_splits, fingerprint_texts, require_target
-from util import UserError
+from util import UserError, make_accelerator, require_writable
 
 
 @dataclass(frozen=True)
@@ -146,3 +146,13 @@ def train_once(
 
     product = product_path(config, stage)
     return run_once(record, settings, compute, product=product, overwrite=config.overwrite, checkpoints=checkpoints)
+
+
+def train_released(config: Config, stage: Stage, phases: list[Phase]) -> dict:
+    """The record of a stage that trains the encoder as it was released, with nothing but some objectives of its own."""
+    require_writable(config.output_dir)
+    accelerator = make_accelerator(config.device, config.precision)
+    inputs = load_defender_inputs(config)
+    settings = defender_settings(config, stage, inputs, accelerator)
+    record, _ = train_once(config, stage, phases, inputs=inputs, accelerator=accelerator, settings=settings)
+    return record
