@@ -29,6 +29,7 @@ from Data.make_poisoned_data import make_poisoned_data
 from defences import DEFENCES, as_defence, run_folder, run_stage
 from defences.defence import stage_folder
 from defences.fine_tuning import FINE_TUNING
+from defences.pure import PRUNING
 from detection.suspicious_texts import compare_predictions, print_comparison
 from experiments.grid import cells, run_grid
 from experiments.results_table import results_table
@@ -270,6 +271,7 @@ def main() -> None:
     if grid.benign_floor and "none" in grid.attack:
         raise UserError("--benign_floor is measured on triggered texts; name an attack with --attack")
     one = len(configs) == 2 and grid.defence[0] == "FT" and len(grid.defence) == 2
+    one = one and PRUNING in DEFENCES[grid.defence[1]].stages  # A page of a run shows what was pruned.
     if one and not grid.benign_floor and grid.workers == 1 and not grid.engine:
         config = configs[1]
         print_table(run_all(config), config)
