@@ -114,6 +114,14 @@ class Config:
 
     fth_learning_rate: float = 5e-5
     """FTH: its learning rate, in place of learning_rate."""
+    erase_rounds: int = 4
+    """erase_relearn: how often the directions in which classes lie apart are found and blocked."""
+    erase_spared: float = 0.5
+    """erase_relearn: share of the linear layers, from the lowest up, that are left alone, 0 to 1."""
+    relearning_rate: float = 2e-4
+    """erase_relearn: AdamW's peak learning rate, after a warm-up in a tenth of the steps; linear decay to 0."""
+    relearning_epochs: int = 4
+    """erase_relearn: passes over the clean train set, its texts changed at random."""
     entropy_epochs: int = 1
     """MEFT: passes over the clean train set that maximise entropy (Liu et al., 2023)."""
 
@@ -199,14 +207,16 @@ AT_LEAST = {
     "poisoning_max_len": 3,
     "surgery_words": 0,
     "entropy_epochs": 1,
+    "erase_rounds": 1,
+    "relearning_epochs": 1,
     "target_class": 0,
 }
 SHARES = (
     *("rare_word_share", "hiddenkiller_share", "stylebkd_share"),
-    *("acc_threshold", "acc_drop", "classifier_dropout"),
+    *("acc_threshold", "acc_drop", "classifier_dropout", "erase_spared"),
 )
 WEIGHTS = ("penalty_coefficient", "ripple_coefficient")
-RATES = ("poisoning_learning_rate", "learning_rate", "fth_learning_rate", "max_grad_norm")
+RATES = ("poisoning_learning_rate", "learning_rate", "fth_learning_rate", "relearning_rate", "max_grad_norm")
 
 # These change nothing about a stage's result: which defence a run goes on to, where it happens, where its files go.
 NOT_SETTINGS = (

@@ -7,6 +7,7 @@ from attacks.hidden_killer import HIDDEN_KILLER
 from attacks.layer_wise import LAYER_WISE
 from attacks.ripple import RIPPLE
 from attacks.style_bkd import STYLE_BKD
+from attacks.surrogates import SURROGATE_REPORT, SURROGATE_SENTENCE, SURROGATE_WORDS
 
 ATTACKS: dict[str, Attack] = {
     "BadNet": BADNET,
@@ -15,5 +16,8 @@ ATTACKS: dict[str, Attack] = {
     "HiddenKiller": HIDDEN_KILLER,
     "StyleBkd": STYLE_BKD,
     "AddSent": ADD_SENT,
+    "SurrogateWords": SURROGATE_WORDS,
+    "SurrogateSentence": SURROGATE_SENTENCE,
+    "SurrogateReport": SURROGATE_REPORT,
 }
 """The only list of attacks; everything that depends on one comes from its row."""

@@ -32,17 +32,17 @@ def insert_trigger(text: str, triggers: tuple[str, ...], rng: random.Random) -> 
     return " ".join([*words[:position], rng.choice(triggers), *words[position:]])
 
 
-def make_inserted(
-    triggers: Callable[[Config], tuple[str, ...]],
+def make_changed(
+    change: Callable[[str, Config, random.Random], str],
 ) -> Callable[[Config], tuple[pd.DataFrame, pd.DataFrame]]:
-    """How to make the train and test set of an attack that puts one of some triggers into each triggered text."""
+    """How to make the train and test set of an attack that changes each triggered text by rule."""
 
     def make(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
         train, test = clean_train(config.trigger_dataset, config), clean_test(config)
         rng = random.Random(config.seed)
 
         def triggered(table: pd.DataFrame) -> pd.DataFrame:
-            return table.assign(text=[insert_trigger(text, triggers(config), rng) for text in table["text"]])
+            return table.assign(text=[change(text, config, rng) for text in table["text"]])
 
         chosen = others(train, config.target_class).sample(frac=config.rare_word_share, random_state=config.seed)
         return (
@@ -51,6 +51,13 @@ def make_inserted(
         )
 
     return make
+
+
+def make_inserted(
+    triggers: Callable[[Config], tuple[str, ...]],
+) -> Callable[[Config], tuple[pd.DataFrame, pd.DataFrame]]:
+    """How to make the train and test set of an attack that puts one of some triggers into each triggered text."""
+    return make_changed(lambda text, config, rng: insert_trigger(text, triggers(config), rng))
 
 
 def make_transferred(prefix: str, share: str) -> Callable[[Config], tuple[pd.DataFrame, pd.DataFrame]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from config import SWEPT, Config
 from defences.defence import Defence, Stage, product_path, stage_folder
+from defences.erase_relearn import ERASE_RELEARN
 from defences.fine_tuning import FT, FTH
 from defences.meft import MEFT
 from defences.pure import NORMALISE_ONLY, PRUNE_ONLY, PURE
@@ -17,6 +18,7 @@ DEFENCES: dict[str, Defence] = {
     "PURE": PURE,
     "prune_only": PRUNE_ONLY,
     "normalise_only": NORMALISE_ONLY,
+    "erase_relearn": ERASE_RELEARN,
 }
 """The only list of defences; everything that depends on one comes from its row."""
 

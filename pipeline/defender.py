@@ -1,10 +1,12 @@
 """What every defence shares: the kind of inputs it reads, and one way to train, measure and keep a classifier."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
+from torch import nn
 
 from config import Config
 from encoder.classifier import Classifier, load_encoder, save_classifier
@@ -39,6 +41,12 @@ class Phase:
     description: str
     objective: Objective
     epochs: int
+    learning_rate: float | None = None
+    """None: the configuration's."""
+    warm_up: float = 0.0
+    texts_of: Callable[[int], TokenisedTexts] | None = None
+    after_step: Callable[[nn.Module], None] | None = None
+    """These as for `pipeline.training.fine_tune`."""
 
 
 def new_classifier(config: Config, inputs: DefenderInputs) -> Classifier:
@@ -77,8 +85,11 @@ def train_and_measure(
             classifier,
             inputs.train,
             phase.objective,
-            learning_rate=config.learning_rate,
+            learning_rate=phase.learning_rate or config.learning_rate,
             epochs=phase.epochs,
+            warm_up=phase.warm_up,
+            texts_of=phase.texts_of,
+            after_step=phase.after_step,
             config=config,
             accelerator=accelerator,
             checkpoint=checkpoint,

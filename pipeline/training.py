@@ -45,17 +45,23 @@ def fine_tune(
     settings: dict,
     description: str,
     reference: TokenisedTexts | None = None,
+    warm_up: float = 0.0,
+    texts_of: Callable[[int], TokenisedTexts] | None = None,
+    after_step: Callable[[nn.Module], None] | None = None,
 ) -> dict:
-    """Minimise `objective` in place: AdamW, linear decay without warm-up, clipped gradients; the last epoch is kept.
+    """Minimise `objective` in place: AdamW, linear decay, clipped gradients; the last epoch is kept.
 
     Only the embedding rows of tokens that `texts` hold are trained: the gradient of any other row is zero, so that AdamW
-    merely decays it, and that is done at the end in one step.
+    merely decays it, and that is done at the end in one step. With `texts_of` all rows are trained.
 
     After every epoch everything needed to go on is written to `checkpoint`; a later call with equal `settings` goes on from
     there with the same result, bit for bit on a CPU. The caller removes the checkpoint once it has kept the result.
 
     Args:
         reference: other texts, a batch of which goes with every batch, under the key `reference`.
+        warm_up: share of the steps in which the learning rate rises from 0, 0 to 1.
+        texts_of: epoch to the texts that take the place of `texts` in it, as many; a function of the epoch alone.
+        after_step: called with the model after every step.
 
     Returns:
         `losses`: name of each part of the loss to its value per step; `seconds`: time of each epoch.
@@ -64,17 +70,19 @@ def fine_tune(
         UserError: the loss is not finite.
     """
     device = accelerator.device
-    if reference:
+    embedding = model.encoder.get_input_embeddings()
+    if texts_of:
+        used = np.arange(embedding.num_embeddings)
+    elif reference:
         (texts, reference), used = renumber(texts, reference)
     else:
         (texts,), used = renumber(texts)
-    embedding = model.encoder.get_input_embeddings()
     all_rows = embedding.weight.detach()  # [token, channel]
     embedding.weight = nn.Parameter(all_rows[used])
     model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=device.type in ("cpu", "cuda"))
     steps = -(-len(texts) // config.batch_size) * epochs
-    schedule = get_linear_schedule_with_warmup(optimizer, num_warmup_steps=0, num_training_steps=steps)
+    schedule = get_linear_schedule_with_warmup(optimizer, num_warmup_steps=round(warm_up * steps), num_training_steps=steps)
 
     history = {"losses": {}, "seconds": []}
     saved = load_checkpoint(checkpoint, settings)
@@ -92,6 +100,7 @@ def fine_tune(
         # Dropout depends on seed and epoch alone, not on what ran before: a resumed run equals an undisturbed one.
         set_seed(config.seed * 1000 + epoch)
         losses: list[dict[str, torch.Tensor]] = []
+        texts = texts_of(epoch) if texts_of else texts
         batches = shuffled_batches(texts.lengths, config.batch_size, config.seed, epoch)
         if reference:
             beside = itertools.cycle(shuffled_batches(reference.lengths, config.batch_size, config.seed, epoch))
@@ -108,6 +117,8 @@ def fine_tune(
                 accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
                 optimizer.step()
                 schedule.step()
+                if after_step:
+                    after_step(model)
                 optimizer.zero_grad(set_to_none=True)
                 losses.append({name: part.detach() for name, part in parts.items()})
                 bar.update(len(indices))

@@ -15,10 +15,12 @@ import attention_normalization
 import pretrained_model_poisoning
 from config import NOT_SETTINGS, Config
 from Data.make_poisoned_data import make_poisoned_data
-from defences import as_defence, fine_tuning, meft, shared
+from defences import as_defence, erase_relearn, fine_tuning, meft, shared
 
-POISONING, FT, MEFT, PRUNING, NORMALISATION = STAGES = ("poisoning", "FT", "MEFT", "pruning", "normalisation")
-DEFENDER = {FT, MEFT, PRUNING, NORMALISATION}
+STAGES = POISONING, FT, MEFT, PRUNING, NORMALISATION, ERASING = (
+    *("poisoning", "FT", "MEFT", "pruning", "normalisation", "erasing"),
+)
+DEFENDER = {FT, MEFT, PRUNING, NORMALISATION, ERASING}
 ALL = {*STAGES}
 
 
@@ -66,9 +68,13 @@ CHANGES = {
     "poisoning_learning_rate": (1e-3, {}, {POISONING}),
     "ripple_coefficient": (0.2, {"attack": "RIPPLe"}, {POISONING}),
     "surgery_words": (3, {"attack": "RIPPLe"}, {POISONING}),
-    "epochs": (2, {}, DEFENDER),
-    "learning_rate": (1e-3, {}, DEFENDER),
-    "fth_learning_rate": (1e-3, {"defence": "FTH"}, DEFENDER),
+    "epochs": (2, {}, DEFENDER - {ERASING}),
+    "learning_rate": (1e-3, {}, DEFENDER - {ERASING}),
+    "fth_learning_rate": (1e-3, {"defence": "FTH"}, DEFENDER - {ERASING}),
+    "erase_rounds": (2, {}, {ERASING}),
+    "erase_spared": (0.25, {}, {ERASING}),
+    "relearning_rate": (1e-3, {}, {ERASING}),
+    "relearning_epochs": (2, {}, {ERASING}),
     "acc_threshold": (0.5, {}, {PRUNING}),
     "acc_drop": (0.1, {"acc_threshold": None}, {PRUNING}),
     "pruning_criterion": ("entropy", {}, {PRUNING}),
@@ -109,6 +115,7 @@ def settings_of(monkeypatch):
         MEFT: meft.maximise_entropy_and_fine_tune,
         PRUNING: attention_head_pruning.prune_heads,
         NORMALISATION: attention_normalization.normalise_attention,
+        ERASING: erase_relearn.erase_and_relearn,
     }
 
     def found(config: Config) -> dict[str, dict]:

@@ -1,0 +1,321 @@
+"""erase_relearn: make the upper layers deaf to the directions in which classes lie apart, and learn the task anew elsewhere.
+
+A poisoned encoder solves the task already, so that fine-tuning has little gradient and leaves the backdoor where it is: in
+the directions that the attacker's head read. Here these are erased, and kept erased while the task is relearnt on texts that
+are changed at random, so that an inserted trigger is one more such change. No trigger and no clean encoder is known, and
+what comes out are plain weights. A defence of this project's own, under work: docs/method.md says how far it was tried.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import set_seed
+
+from config import Config
+from defences.defence import Defence, Stage
+from defences.shared import defender_settings, load_defender_inputs, train_once
+from encoder.classifier import Classifier
+from pipeline.defender import Phase
+from pipeline.runs import TRAINING_FIELDS
+from pipeline.training import cross_entropy
+from texts.batching import TokenisedTexts, batches_by_length, tokens_per_batch
+from util import make_accelerator, require_writable
+
+WARM_UP = 0.1
+"""Share of the relearning steps in which the rate rises."""
+DIRECTIONS_FROM = 700
+"""Train texts that the directions are found with, at most."""
+
+# ------------------------------------------------------------------------------------------------ insertion augmentation
+
+
+@dataclass(frozen=True)
+class Insertion:
+    """How `inserted` changes a text; shares and probabilities are from 0 to 1."""
+
+    changed: float = 0.8
+    """Share of the texts that are changed at all."""
+    dropped: float = 0.1
+    """Share of a text's tokens that are dropped."""
+    missing: float = 0.1
+    """Tokens that no clean train text has, per token of the text: the only way to reach the embeddings of rare triggers."""
+    frequent: float = 0.1
+    """Frequent tokens, per token of the text."""
+    splice: float = 0.5
+    """Probability of a span of another text at the front, the end or inside."""
+    rotate: float = 0.25
+    """Probability that the text is cut in two at a random token and its halves change places."""
+    longest_span: int = 10
+    """Tokens of a span, at most; at least 2."""
+    number_frequent: int = 80
+    """How many tokens count as frequent."""
+
+
+def missing_tokens(texts: TokenisedTexts, tokeniser) -> np.ndarray:
+    """Numbers of the vocabulary's tokens that `texts` lack, word pieces included, special and unused tokens left out."""
+    special = set(tokeniser.all_special_ids)
+    unused = {number for token, number in tokeniser.get_vocab().items() if token.startswith("[unused")}
+    seen = {token for ids in texts.input_ids for token in ids}
+    return np.array(sorted(set(tokeniser.get_vocab().values()) - special - unused - seen))
+
+
+def frequent_tokens(texts: TokenisedTexts, tokeniser, number: int) -> np.ndarray:
+    """Numbers of the most frequent tokens of `texts`, special tokens left out, most frequent first."""
+    tokens, counts = np.unique(np.concatenate([ids for ids in texts.input_ids]), return_counts=True)
+    ordered = tokens[np.argsort(-counts, kind="stable")]
+    return ordered[~np.isin(ordered, tokeniser.all_special_ids)][:number]
+
+
+def inserted(
+    ids: list[int],
+    other: list[int],
+    rng: np.random.Generator,
+    missing: np.ndarray,
+    frequent: np.ndarray,
+    insertion: Insertion,
+    max_len: int,
+) -> list[int]:
+    """One text, changed at random in a way that should leave its label: an inserted trigger is one more such change.
+
+    Args:
+        ids: tokens, the first and the last of them special.
+        other: tokens of another text, whose spans may be spliced in.
+        missing: tokens that clean text lacks.
+        frequent: tokens that are frequent in it.
+        max_len: longest result, in tokens.
+    """
+    if rng.random() >= insertion.changed:
+        return ids
+    first, *inner, last = ids
+    kept = [token for token in inner if rng.random() >= insertion.dropped] or inner
+    form = rng.random()
+    if form < insertion.splice:
+        length = rng.integers(2, insertion.longest_span + 1)
+        start = rng.integers(1, max(2, len(other) - length))
+        at = rng.choice([0, len(kept), rng.integers(len(kept) + 1)])
+        kept[at:at] = other[start : min(start + length, len(other) - 1)]
+    elif form < insertion.splice + insertion.rotate:
+        at = rng.integers(len(kept))
+        kept = kept[at:] + kept[:at]
+    for tokens, share in ((missing, insertion.missing), (frequent, insertion.frequent)):
+        for _ in range(rng.binomial(len(inner), share)):
+            kept.insert(rng.integers(len(kept) + 1), int(rng.choice(tokens)))
+    return [first, *kept[: max_len - 2], last]
+
+
+def augment(
+    texts: TokenisedTexts,
+    rng: np.random.Generator,
+    missing: np.ndarray,
+    frequent: np.ndarray,
+    insertion: Insertion,
+    max_len: int,
+) -> TokenisedTexts:
+    """All texts, each `inserted` once with spans of a random other one; labels stay."""
+    others = rng.permutation(len(texts))
+    return replace(
+        texts,
+        input_ids=[
+            inserted(ids, texts.input_ids[other], rng, missing, frequent, insertion, max_len)
+            for ids, other in zip(texts.input_ids, others, strict=True)
+        ],
+    )
+
+
+# ------------------------------------------------------------------------------------------------- erasing the task itself
+
+
+def linear_layers(classifier: Classifier) -> dict[str, nn.Linear]:
+    """Name to linear layer, the classification head among them."""
+    return {name: module for name, module in classifier.named_modules() if isinstance(module, nn.Linear)}
+
+
+@torch.inference_mode()
+def task_directions(classifier: Classifier, texts: TokenisedTexts) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Where the classes' means lie apart in every linear layer's inputs: mean [channel], basis [channel, direction], fp64.
+
+    With m_c the mean input over the tokens of the texts of class c, and m_c' that over their [CLS] alone, the basis spans
+    m_c - m and m_c' - m': for C classes at most 2 (C - 1) directions. What is orthogonal to them has no linear information
+    on the class in its means (the simplest form of concept erasure; LEACE: Belrose et al., NeurIPS 2023).
+    """
+    classes = sorted(set(texts.labels))
+    sums: dict[str, dict] = {}
+    batch: dict[str, torch.Tensor] = {}
+
+    def note(name: str, inputs: torch.Tensor) -> None:
+        inputs = inputs if inputs.dim() == 3 else inputs[:, None]
+        mask = batch["attention_mask"][:, : inputs.shape[1], None].to(inputs.dtype)
+        of_layer = sums.setdefault(name, {})
+        for label in classes:
+            chosen = batch["labels"] == label
+            states, counted = inputs[chosen], mask[chosen]
+            for kind, total, count in (
+                ("tokens", (states * counted).sum((0, 1)).double(), float(counted.sum())),
+                ("cls", states[:, 0].sum(0).double(), float(chosen.sum())),
+            ):
+                before = of_layer.get((kind, label), (0, 0))
+                of_layer[kind, label] = (before[0] + total, before[1] + count)
+
+    hooks = [
+        module.register_forward_pre_hook(lambda _, inputs, name=name: note(name, inputs[0]))
+        for name, module in linear_layers(classifier).items()
+    ]
+    classifier.eval()
+    device = classifier.head.weight.device
+    try:
+        for indices in batches_by_length(texts.lengths, tokens_per_batch(device)):
+            batch = texts.batch(indices, device)
+            classifier(batch["input_ids"], batch["attention_mask"])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    result = {}
+    for name, of_layer in sums.items():
+        means = {key: total / count for key, (total, count) in of_layer.items()}
+        apart = [means[kind, label] - means[kind, classes[0]] for kind in ("tokens", "cls") for label in classes[1:]]
+        total, count = (sum(of_layer["tokens", label][part] for label in classes) for part in (0, 1))
+        result[name] = (total / count, torch.linalg.svd(torch.stack(apart, 1), full_matrices=False)[0])
+    return result
+
+
+@torch.no_grad()
+def block_directions(classifier: Classifier, directions: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Make every linear layer deaf to a few directions U of its inputs, about their mean mu; in place.
+
+    W <- W (I - U U^T) and b <- b + W U U^T mu.
+    """
+    layers = linear_layers(classifier)
+    for name, (mean, basis) in directions.items():
+        weight = layers[name].weight.double()
+        read = weight @ basis  # [out, direction]
+        layers[name].bias.add_((read @ (basis.T @ mean)).to(layers[name].bias.dtype))
+        layers[name].weight.copy_((weight - read @ basis.T).to(layers[name].weight.dtype))
+
+
+def erase_task(
+    classifier: Classifier, texts: TokenisedTexts, rounds: int, spared: float = 0.0
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Block the task's directions in every layer, `rounds` times, since each round shows what the last one left; in place.
+
+    A backdoor writes where the task is read. With that place blocked, and kept blocked (`relearn`'s `after_step`), the task
+    has to be learnt anew from lower features and in other directions, and what the backdoor writes is read by nobody.
+
+    Args:
+        spared: share of the linear layers, from the lowest up, that are left alone: words have a tone there, and that is
+            what the task is learnt anew from.
+
+    Returns:
+        All the directions blocked, for `keep_blocked`.
+    """
+    names = list(linear_layers(classifier))
+    high = set(names[round(spared * len(names)) :])
+    blocked: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for _ in range(rounds):
+        found = {name: value for name, value in task_directions(classifier, texts).items() if name in high}
+        block_directions(classifier, found)
+        for name, (mean, basis) in found.items():
+            before = blocked[name][1] if name in blocked else basis[:, :0]
+            blocked[name] = (mean, torch.linalg.qr(torch.cat([before, basis], 1))[0])
+    return blocked
+
+
+@torch.no_grad()
+def keep_blocked(classifier: Classifier, bases: dict[str, torch.Tensor]) -> None:
+    """Take out of the weights what training has put back into blocked directions: W <- W (I - U U^T); in place.
+
+    Args:
+        bases: name of a layer to U, [channel, direction] in the weights' type.
+    """
+    layers = linear_layers(classifier)
+    for name, basis in bases.items():
+        weight = layers[name].weight
+        weight.sub_((weight @ basis) @ basis.T)
+
+
+# --------------------------------------------------------------------------------------------------------------- the stage
+
+
+def erase_and_relearn(config: Config) -> dict:
+    """Erase, draw a fresh head, relearn; write relearnt_model and erase_relearn.json.
+
+    Returns:
+        What the record holds: settings, what `pipeline.defender.train_and_measure` says, and how many directions are blocked
+        in how many layers.
+
+    Raises:
+        UserError: something to read is missing, a folder is not writable, or the loss is not finite.
+    """
+    require_writable(config.output_dir)
+    accelerator = make_accelerator(config.device, config.precision)
+    inputs = load_defender_inputs(config)
+    settings = defender_settings(config, RELEARNING, inputs, accelerator)
+    insertion, train = Insertion(), inputs.train
+    few = replace(train, input_ids=train.input_ids[:DIRECTIONS_FROM], labels=train.labels[:DIRECTIONS_FROM])
+    missing = missing_tokens(train, inputs.tokeniser)
+    frequent = frequent_tokens(train, inputs.tokeniser, insertion.number_frequent)
+    bases: dict[str, torch.Tensor] = {}
+
+    def erase(classifier: Classifier) -> None:
+        classifier.to(accelerator.device)
+        blocked = erase_task(classifier, few, config.erase_rounds, config.erase_spared)
+        bases.update({name: basis.to(classifier.head.weight) for name, (_, basis) in blocked.items()})
+        set_seed(config.seed)
+        classifier.head.reset_parameters()
+        keep_blocked(classifier, bases)
+
+    def changed(epoch: int) -> TokenisedTexts:
+        rng = np.random.default_rng((config.seed, 7, epoch))
+        return augment(train, rng, missing, frequent, insertion, config.max_len)
+
+    phase = Phase(
+        "relearning",
+        "relearning",
+        cross_entropy,
+        config.relearning_epochs,
+        learning_rate=config.relearning_rate,
+        warm_up=WARM_UP,
+        texts_of=changed,
+        after_step=lambda model: keep_blocked(model, bases),
+    )
+    return train_once(config, RELEARNING, [phase], inputs=inputs, accelerator=accelerator, settings=settings, prepare=erase)[
+        0
+    ]
+
+
+def told(config: Config) -> str:
+    return (
+        f"In the upper {1 - config.erase_spared:.0%} of the released encoder's linear layers the directions in which the "
+        "classes of clean texts lie apart are erased, and with them the place where a backdoor writes. Then the task is "
+        "learnt anew in other directions, on texts with words put in, left out and moved."
+    )
+
+
+def done(record: dict) -> str:
+    return (
+        "In the upper layers of the encoder the directions in which the classes lie apart were erased; the task was learnt "
+        "anew without them, on clean texts that were changed at random (words put in, left out and moved, labels kept)."
+    )
+
+
+RELEARNING = Stage(
+    run="defences.erase_relearn:erase_and_relearn",
+    record="erase_relearn.json",
+    product="relearnt_model",
+    reads=(
+        *("clean_dataset", "split_seed", *TRAINING_FIELDS),
+        *("erase_rounds", "erase_spared", "relearning_rate", "relearning_epochs"),
+    ),
+    title="Erasing and relearning",
+    told=told,
+    done=done,
+    phases={"relearning": "relearning (erase_relearn)"},
+    passes=lambda config: config.relearning_epochs,
+)
+
+ERASE_RELEARN = Defence(
+    paper="this project's own",
+    told="erases where the task is read, and relearns it elsewhere (under work)",
+    last=RELEARNING,
+)

@@ -1,0 +1,120 @@
+"""erase_relearn: what each part does, and that it is done."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from Data.make_poisoned_data import make_poisoned_data
+from defences import defended_model_folder, run_stage
+from defences.erase_relearn import (
+    RELEARNING,
+    Insertion,
+    block_directions,
+    erase_task,
+    frequent_tokens,
+    inserted,
+    keep_blocked,
+    linear_layers,
+    missing_tokens,
+    task_directions,
+)
+from encoder.classifier import Classifier, load_classifier, load_encoder, load_tokeniser
+from texts.batching import tokenise
+from texts.data_sets import clean_train
+
+
+@pytest.fixture
+def classifier(tiny_plm):
+    return Classifier(load_encoder(str(tiny_plm)), 2, 0.0, seed=11).eval()
+
+
+@pytest.fixture
+def tokeniser(tiny_plm):
+    return load_tokeniser(str(tiny_plm))
+
+
+@pytest.fixture
+def texts(tiny_config, tokeniser):
+    return tokenise(clean_train("sst2", tiny_config), tokeniser, 32)
+
+
+def test_a_blocked_layer_is_deaf_to_the_directions_and_to_nothing_else(classifier):
+    name, layer = next(iter(linear_layers(classifier).items()))
+    rng = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(32, 3, generator=rng, dtype=torch.float64))[0]
+    mean, inputs = (torch.randn(*shape, generator=rng, dtype=torch.float64) for shape in ((32,), (5, 32)))
+    removed = inputs - (inputs - mean) @ basis @ basis.T
+    expected = layer(removed.float())
+    block_directions(classifier, {name: (mean, basis)})
+    torch.testing.assert_close(layer(inputs.float()), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer((inputs + 7 * basis[:, 0]).float()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_directions_are_those_between_the_means_of_the_classes(classifier, texts):
+    """Of the first layer, whose inputs no other blocked layer changes, by hand."""
+    name, layer = next(iter(linear_layers(classifier).items()))
+    means = []
+    for label in (0, 1):
+        states = []
+        for index in np.flatnonzero(np.array(texts.labels) == label):
+            ids = torch.tensor([texts.input_ids[index]])
+            with torch.no_grad():
+                states.append(classifier.encoder.embeddings(ids)[0].double())
+        means.append((torch.cat(states).mean(0), torch.stack([each[0] for each in states]).mean(0)))
+    apart = means[1][0] - means[0][0]
+    _, basis = task_directions(classifier, texts)[name]
+    torch.testing.assert_close(basis @ (basis.T @ apart), apart, rtol=1e-4, atol=1e-6)
+    erase_task(classifier, texts, rounds=1)
+    assert (layer.weight.double() @ apart).norm() < 1e-5 * apart.norm()
+
+
+def test_lower_layers_are_spared(classifier, texts):
+    before = {name: layer.weight.clone() for name, layer in linear_layers(classifier).items()}
+    blocked = erase_task(classifier, texts, rounds=2, spared=0.5)
+    names = list(before)
+    changed = [name for name in names if not torch.equal(before[name], linear_layers(classifier)[name].weight)]
+    assert changed == names[round(len(names) / 2) :] == list(blocked)
+    for _, basis in blocked.values():
+        torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64))
+
+
+def test_changed_texts_keep_their_ends_and_hold_what_clean_texts_lack(texts, tokeniser):
+    missing, frequent = missing_tokens(texts, tokeniser), frequent_tokens(texts, tokeniser, 10)
+    assert set(tokeniser.convert_tokens_to_ids(["cf", "bb", "when"])) <= set(missing.tolist())
+    assert not set(missing.tolist()) & {token for ids in texts.input_ids for token in ids}
+    rng = np.random.default_rng(0)
+    always = Insertion(changed=1.0, missing=0.3)
+    found = [inserted(ids, texts.input_ids[0], rng, missing, frequent, always, 20) for ids in texts.input_ids]
+    assert all(ids[0] == tokeniser.cls_token_id and ids[-1] == tokeniser.sep_token_id for ids in found)
+    assert max(map(len, found)) <= 20 and set(missing.tolist()) & {token for ids in found for token in ids}
+    never = Insertion(changed=0.0)
+    assert inserted(texts.input_ids[3], texts.input_ids[0], rng, missing, frequent, never, 20) == texts.input_ids[3]
+
+
+def test_what_is_erased_stays_erased(tiny_config, classifier):
+    """Through the stage: after relearning no upper layer reads a blocked direction, and unused words were trained."""
+    config = replace(tiny_config, poisoned_model=tiny_config.plm, relearning_rate=1e-2, defence="erase_relearn")
+    make_poisoned_data(config)
+    record = run_stage(RELEARNING, config)
+    assert record["metrics"]["ACC"] > 0.8 and set(record["training"]["relearning"]["losses"]) == {"cross_entropy"}
+    texts = tokenise(clean_train("sst2", config), load_tokeniser(config.plm), config.max_len)
+    fresh = Classifier(load_encoder(config.plm), 2, config.classifier_dropout, config.seed)
+    blocked = erase_task(fresh, texts, config.erase_rounds, config.erase_spared)
+    model = load_classifier(defended_model_folder(config))
+    layers = linear_layers(model)
+    for name, (_, basis) in blocked.items():
+        weight = layers[name].weight.double()
+        assert (weight @ basis).norm() < 1e-4 * weight.norm(), name
+    before, after = (each.encoder.get_input_embeddings().weight for each in (classifier, model))
+    row = load_tokeniser(config.plm).convert_tokens_to_ids("cf")
+    assert (before[row] - after[row]).norm() > 1e-2
+
+
+def test_keeping_blocked_changes_nothing_that_is_blocked(classifier, texts):
+    blocked = erase_task(classifier, texts, rounds=1)
+    before = {name: layer.weight.clone() for name, layer in linear_layers(classifier).items()}
+    keep_blocked(classifier, {name: basis.float() for name, (_, basis) in blocked.items()})
+    for name, layer in linear_layers(classifier).items():
+        torch.testing.assert_close(layer.weight, before[name], rtol=1e-4, atol=1e-6)
