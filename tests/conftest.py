@@ -17,21 +17,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from config import Config, preset_config
 
 
-def real_folder(variable: str, what: str) -> Path:
+def real_folder(variable: str, what: str, unchecked: str) -> Path:
     folder = os.environ.get(variable)
     if not folder or not Path(folder).is_dir():
-        pytest.skip(f"needs {what}: set {variable} to their folder")
+        pytest.skip(f"not checked: {unchecked}; needs {what}: set {variable} to their folder")
     return Path(folder)
 
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    return real_folder("PURE_DATA_DIR", "the real data sets")
+    return real_folder("PURE_DATA_DIR", "the real data sets", "our files of real data against the published ones")
 
 
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
-    return real_folder("PURE_GOLDEN_DIR", "the published functions' numbers")
+    return real_folder("PURE_GOLDEN_DIR", "the published functions' numbers", "the method against them")
 
 
 WORDS = {
