@@ -40,13 +40,14 @@ from pretrained_model_poisoning import poison
 from report import report_run
 from reporting.grid_page import report_grid
 from texts.data_sets import class_names, clean_test, defender_splits
-from texts.tables import printable, read_texts
+from texts.tables import read_texts
 from util import (
     ARITHMETIC,
     UserError,
     fingerprint_folder,
     load_json,
     make_accelerator,
+    printable,
     require_writable,
     run_script,
     save_json,

@@ -45,6 +45,11 @@ def first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def printable(text: str) -> str:
+    """A text as one line without control characters, which may do anything to a terminal; blanks stay as they are."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text)
+
+
 def quieten_libraries() -> None:
     """No reports and progress bars of the libraries that load models."""
     transformers_logging.set_verbosity_error()
@@ -58,9 +63,7 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        # One line, whatever is in a file's name: blanks stay as they are, a line break or an escape doesn't.
-        line = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", str(error))
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # Somebody reads only the beginning: run_all.py --help | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its exit.

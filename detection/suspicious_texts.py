@@ -24,8 +24,8 @@ from encoder.classifier import load_classifier, load_tokeniser
 from pipeline.runs import command
 from pipeline.training import predict
 from texts.batching import tokenise
-from texts.tables import printable, read_texts
-from util import UserError, make_accelerator, run_script, write_whole
+from texts.tables import read_texts
+from util import UserError, make_accelerator, printable, run_script, write_whole
 
 SHOWN = 10
 FORMULA = ("=", "+", "-", "@", "\t", "\r")

@@ -168,14 +168,14 @@ def shown_cells(result: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-def printable(text: object) -> str:
+def on_one_line(text: object) -> str:
     """A text of somebody else's as one line that does nothing to a terminal."""
     return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in " ".join(str(text).split()))
 
 
 def as_markdown(text: object) -> str:
     """The same in a Markdown file, where it is shown as it is: no table cell ends in it, no tag and no link begins."""
-    return re.sub(r"([\\`*\[<|&$~])", r"\\\1", printable(text))
+    return re.sub(r"([\\`*\[<|&$~])", r"\\\1", on_one_line(text))
 
 
 def results_table(table: pd.DataFrame) -> str:
@@ -235,7 +235,7 @@ def heading(table: pd.DataFrame, path: Path) -> str:
     """What stands above a table: its file, the settings that all rows share, the command."""
     first = table.iloc[0]
     shared = [f"{name} {first[name]}" for name in DESCRIBED if pd.notna(first[name]) and table[name].nunique() == 1]
-    return f"## {as_markdown(path.name)}\n\n{as_markdown(', '.join(shared))}\n\n    {printable(grid_command(path))}\n\n"
+    return f"## {as_markdown(path.name)}\n\n{as_markdown(', '.join(shared))}\n\n    {on_one_line(grid_command(path))}\n\n"
 
 
 def main() -> None:

@@ -162,11 +162,6 @@ def choose_column(
     return table[column]
 
 
-def printable(text: str) -> str:
-    """A text without control characters, which may do anything to a terminal, for use in what is printed."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", text)
-
-
 def find_classes(labels: pd.Series, source: str) -> tuple[str, ...]:
     """Names of the classes that labels, as text, stand for, in the order of their numbers.
 
