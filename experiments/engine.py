@@ -58,6 +58,7 @@ def run_tasks(
     workers: int,
     threads: int | None,
     engine: Path | None,
+    folder: Path,
     finished: Callable[[str, dict | Exception], None],
 ) -> None:
     """Run every task whose needs succeed.
@@ -67,6 +68,7 @@ def run_tasks(
         workers: processes on this machine; 1 is this process.
         threads: of each worker; None shares the cores out.
         engine: a Python file with a Parsl configuration named `config`, which then says where workers are, and how many.
+        folder: one that all workers see; Parsl's own files go to `parsl` in it.
         finished: called in this thread with a task's key and its result, or the exception that ended it or one it needs.
 
     Raises:
@@ -78,7 +80,7 @@ def run_tasks(
             importlib.import_module("torch").set_num_threads(threads)
         run_here(Progress(tasks, finished))
     elif tasks:
-        with parsl_workers(tasks[0].log.absolute().parent, workers, engine) as python_app:
+        with parsl_workers(folder.absolute(), workers, engine) as python_app:
             run_there(Progress(tasks, finished), python_app, threads, [] if engine else cuda_devices())
 
 
@@ -185,7 +187,7 @@ def parsl_workers(folder: Path, workers: int, engine: Path | None) -> Iterator[C
     """Parsl with its workers, which end with the block, however it ends.
 
     Args:
-        folder: of the logs; Parsl's own files go there too.
+        folder: one that all workers see.
 
     Yields:
         Parsl's decorator of functions that are to run on workers.
@@ -194,6 +196,7 @@ def parsl_workers(folder: Path, workers: int, engine: Path | None) -> Iterator[C
 
     try:
         import parsl
+        from filelock import FileLock
         from parsl.executors.high_throughput.executor import HighThroughputExecutor
         from parsl.logconfigs.file import FileLogging
     except ModuleNotFoundError as error:
@@ -214,7 +217,8 @@ def parsl_workers(folder: Path, workers: int, engine: Path | None) -> Iterator[C
             executor.interchange_launch_cmd = ["setpriv", "--pdeathsig", "TERM", *executor.interchange_launch_cmd]
     with worker_environment(), terminated_cleanly():
         # Ctrl-C reaches all processes of a terminal; Parsl's interchange, which is needed to end the workers, inherits this.
-        with ignored(signal.SIGINT):
+        # And of two runs that start at once both would take the same number for their folder.
+        with ignored(signal.SIGINT), FileLock(folder / ".parsl.lock"):
             kernel = parsl.load(config)
         try:
             check_workers(parsl.python_app, folder, engine, kernel.run_dir)

@@ -178,7 +178,14 @@ def run_grid(grid: Grid) -> tuple[pd.DataFrame, Path]:
         for record, step in planned.items()
     ]
     engine = Path(grid.engine) if grid.engine else None
-    run_tasks(tasks, workers=grid.workers, threads=grid.threads, engine=engine, finished=finished)
+    run_tasks(
+        tasks,
+        workers=grid.workers,
+        threads=grid.threads,
+        engine=engine,
+        folder=Path(grid.output_dir),
+        finished=finished,
+    )
     return pd.DataFrame([rows[number] for number in sorted(rows)]), path
 
 

@@ -55,7 +55,9 @@ def toy(folder: Path, name: str, function: str = "note", *needs: str) -> Task:
 def run(tasks: list[Task], **how) -> dict[str, dict | Exception]:
     """Outcomes in the order in which they were told."""
     outcomes = {}
-    run_tasks(tasks, **{"workers": 1, "threads": None, "engine": None, "finished": outcomes.__setitem__, **how})
+    folder = tasks[0].log.parents[1] / "results"
+    how = {"workers": 1, "threads": None, "engine": None, "folder": folder, **how}
+    run_tasks(tasks, **how, finished=outcomes.__setitem__)
     return outcomes
 
 
@@ -136,8 +138,7 @@ def test_workers(parsl, tmp_path, capfd, monkeypatch):
     assert f"[{len(tasks)} of {len(tasks)}] " in out
     assert "failed: toy normalise" in out
 
-    # Parsl's own files are beside the logs.
-    assert (tmp_path / "logs" / "parsl" / "000").is_dir()
+    assert (tmp_path / "results" / "parsl" / "000").is_dir()
     assert not Path("runinfo").exists()
 
 
@@ -155,7 +156,8 @@ from experiments.engine import run_tasks
 from test_engine import toy
 tasks = [toy(Path(sys.argv[3]), name, "endless") for name in ("one", "two")]
 try:
-    run_tasks(tasks, workers=2, threads=None, engine=Path(sys.argv[4]) if sys.argv[4] else None, finished=print)
+    engine = Path(sys.argv[4]) if sys.argv[4] else None
+    run_tasks(tasks, workers=2, threads=None, engine=engine, folder=Path(sys.argv[3]) / "results", finished=print)
 except KeyboardInterrupt:
     sys.exit("interrupted")
 """
@@ -232,25 +234,25 @@ def test_engine_without_configuration(parsl, tmp_path, change, message):
             "a worker can't import this project; let its worker_init say: export PY",
         ),
         (
-            "provider.worker_init = 'rm {logs}/.probe.*'",
-            "a worker doesn't see folder {logs}; expected one that all machines",
+            "provider.worker_init = 'rm {results}/.probe.*'",
+            "a worker doesn't see folder {results}; expected one that all machines",
         ),
         ("provider.worker_init = 'echo no licence >&2; exit 3'; executor.block_error_handler = simple", "no worker runs: "),
     ],
     ids=["project", "folder", "start"],
 )
 def test_what_workers_lack(parsl, tmp_path, change, message):
-    logs = tmp_path / "logs"
-    change = "from parsl.jobs.error_handlers import simple_error_handler as simple\n" + change.format(logs=logs)
+    results = tmp_path / "results"
+    change = "from parsl.jobs.error_handlers import simple_error_handler as simple\n" + change.format(results=results)
     engine = engine_file(tmp_path, change)
     with pytest.raises(UserError) as caught:
         run([toy(tmp_path, "one")], engine=engine)
-    assert str(caught.value).startswith(f"--engine {engine}: {message.format(logs=logs)}")
+    assert str(caught.value).startswith(f"--engine {engine}: {message.format(results=results)}")
     assert "\n" not in str(caught.value)
     if "exit 3" in change:
         assert "no licence" in str(caught.value)
     assert not (tmp_path / "notes").exists()
-    assert [path.name for path in logs.iterdir()] == ["parsl"]
+    assert {path.name for path in results.iterdir()} <= {"parsl", ".parsl.lock"}
 
 
 def test_slurm(parsl, tmp_path, monkeypatch):
