@@ -49,23 +49,25 @@ def make_sentence(rng: random.Random, label: int, length: int) -> str:
     return " ".join(words)
 
 
-@pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory) -> Path:
+def write_tiny_data(folder: Path) -> Path:
     """A data folder with sst2 and its two transferred versions: easy sentences, 192 / 48 / 48 of them."""
-    folder, rng = tmp_path_factory.mktemp("data"), random.Random(0)
+    rng = random.Random(0)
     for split, size in (("train", 192), ("dev", 48), ("test", 48)):
         rows = [(make_sentence(rng, row % 2, 3 + row % 11), row % 2) for row in range(size)]
         for name, change in (("sst2", "{}"), ("hiddenkiller_sst2", "when you do , {}"), ("stylebkd_sst2", "lo , {}")):
-            (folder / name).mkdir(exist_ok=True)
+            (folder / name).mkdir(parents=True, exist_ok=True)
             lines = [f"{change.format(text)}\t{label}" for text, label in rows]
             (folder / name / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
     return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_plm(tmp_path_factory) -> Path:
+def tiny_data(tmp_path_factory) -> Path:
+    return write_tiny_data(tmp_path_factory.mktemp("data"))
+
+
+def write_tiny_plm(folder: Path) -> Path:
     """A randomly initialised BERT, 2 layers of 4 heads, 32 wide, with a tokeniser that knows the tiny data's words."""
-    folder = tmp_path_factory.mktemp("models") / "tinybert"
     words = [*FILLER, *WORDS[0], *WORDS[1], "when", "you", "do", "lo", ",", "bb", "cf", "ak", "mn"]
     vocabulary = {token: at for at, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
     BertTokenizer(vocab=vocabulary).save_pretrained(folder)
@@ -80,6 +82,11 @@ def tiny_plm(tmp_path_factory) -> Path:
     )
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_plm(tmp_path_factory) -> Path:
+    return write_tiny_plm(tmp_path_factory.mktemp("models") / "tinybert")
 
 
 def tiny_settings(tiny_data: Path, tiny_plm: Path, folder: Path) -> Config:
