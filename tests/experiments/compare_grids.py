@@ -97,7 +97,7 @@ def kill_worker(grid: int, rng: random.Random) -> int:
         workers = [
             each
             for each in psutil.Process(grid).children(recursive=True)
-            if "process_worker_pool" in " ".join(each.cmdline()) and not each.children()
+            if "spawn_main" in " ".join(each.cmdline()) and not each.children()
         ]
     except psutil.Error:
         return 0
