@@ -9,6 +9,7 @@ a cell failed. Needs Parsl, and psutil, which comes with it.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import random
 import shlex
@@ -25,7 +26,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
 IN_THE_MIDDLE = 2.0
-"""Seconds of processor time that a worker has had since the last kill before it is killed."""
+"""Seconds for which a worker is watched; one that computes for a quarter of them is in a stage's middle."""
 
 
 def main() -> None:
@@ -72,10 +73,13 @@ def run_grid(
     places = [f"--{name}={folder / name}" for name in ("poisoned_data_dir", "poisoned_model_dir", "output_dir")]
     command = [sys.executable, str(PROJECT / "run_all.py"), *arguments, *places, *shlex.split(how)]
     started, killed = time.perf_counter(), 0
-    with (folder / "output").open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+    with (
+        (folder / "output").open("w") as output,
+        subprocess.Popen(command, stdout=output, stderr=output, cwd=folder) as process,
+    ):
         while killed < kills and process.poll() is None:
             time.sleep(rng.uniform(0, wait))
-            killed += kill_worker(process.pid, rng)
+            killed += kill_worker(folder, rng)
         process.wait()
     seconds = time.perf_counter() - started
     tables = [path for path in (folder / "output_dir").glob("*.csv")]
@@ -84,32 +88,40 @@ def run_grid(
     return pd.read_csv(tables[0], keep_default_na=False), seconds, killed
 
 
-def kill_worker(grid: int, rng: random.Random) -> int:
-    """SIGKILL one of the workers that compute, chosen at random; how many were killed, 0 or 1."""
+def kill_worker(folder: Path, rng: random.Random) -> int:
+    """SIGKILL one of the workers that compute, chosen at random; how many were killed, 0 or 1.
 
-    def seconds_of(process: psutil.Process) -> float:
-        try:
-            return sum(process.cpu_times()[:2])
-        except psutil.Error:
-            return 0.0
-
-    try:
-        workers = [
-            each
-            for each in psutil.Process(grid).children(recursive=True)
-            if "spawn_main" in " ".join(each.cmdline()) and not each.children()
-        ]
-    except psutil.Error:
-        return 0
-    before = {each: seconds_of(each) for each in workers}
-    time.sleep(IN_THE_MIDDLE)
-    busy = [each for each in workers if seconds_of(each) - before[each] > IN_THE_MIDDLE / 2]
+    Args:
+        folder: the grid's current one: pools of workers are no descendants of the process that asks for them.
+    """
+    busy = []
+    for process, before in [(each, seconds_of(each)) for each in workers_in(folder)]:
+        time.sleep(IN_THE_MIDDLE)
+        if seconds_of(process) - before > IN_THE_MIDDLE / 4:
+            busy.append(process)
     if not busy:
         return 0
-    chosen = rng.choice(sorted(busy, key=lambda each: each.pid))
+    chosen = rng.choice(busy)
     print(f"killed worker {chosen.pid} after {seconds_of(chosen):.0f} s of processor time", flush=True)
     chosen.kill()
     return 1
+
+
+def workers_in(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # It ended, or isn't ours.
+            if "spawn_main" in " ".join(process.cmdline()) and process.cwd() == str(folder):
+                found.append(process)
+    return found
+
+
+def seconds_of(process: psutil.Process) -> float:
+    """Processor time; 0 if it ended."""
+    try:
+        return sum(process.cpu_times()[:2])
+    except psutil.Error:
+        return 0.0
 
 
 def tiny_arguments(folder: Path) -> list[str]:
