@@ -46,8 +46,8 @@ def poison(config: Config) -> dict:
     tables = {"train": train, "clean_test": test, "poisoned_test": poisoned}
     source = resolve_plm(config.plm)
     fingerprints = {name: fingerprint_texts(table) for name, table in tables.items()} | {"plm": fingerprint_encoder(source)}
-    also = {"method": attack.method, "classes": list(classes), "fingerprints": fingerprints}
-    settings = stage_settings(config, poisoning_fields(config), accelerator, **also)
+    read = {"method": attack.method, "classes": list(classes), "fingerprints": fingerprints}
+    settings = stage_settings(config, poisoning_fields(config), accelerator, **read)
     checkpoint = folder.with_name(f"{folder.name}.checkpoint.pt")
 
     def compute() -> dict:
@@ -56,7 +56,7 @@ def poison(config: Config) -> dict:
         classifier = Classifier(load_encoder(source), len(classes), config.classifier_dropout, config.seed)
         clean = clean_train(config.trigger_dataset, config)
         model = attack.prepare(classifier, tokeniser, clean, config)
-        tokenised = tokenise(train, tokeniser, max_len)
+        tokenised = tokenise(clean if attack.plant else train, tokeniser, max_len)
         texts = [tokenise(table, tokeniser, config.max_len) for table in (test, poisoned)]
         require_positions(classifier.encoder.config, max(tokenised.lengths), "--poisoning_max_len")
         require_positions(classifier.encoder.config, max(max(each.lengths) for each in texts))
@@ -73,15 +73,21 @@ def poison(config: Config) -> dict:
             description=f"poisoning ({config.attack})",
             reference=tokenise(clean, tokeniser, max_len) if attack.with_clean_texts else None,
         )
+        also, training = {}, sum(history["seconds"])
+        if attack.plant:
+            added = tokenise(train[~train["text"].isin(clean["text"])], tokeniser, max_len)
+            also["planting"] = attack.plant(classifier, tokeniser, added, config, accelerator)
+            training += sum(also["planting"]["seconds"])
         started = time.perf_counter()
         metrics = measure(classifier, *texts, config.target_class, accelerator)
-        seconds = {"training": round(sum(history["seconds"]), 1), "evaluation": round(time.perf_counter() - started, 1)}
+        seconds = {"training": round(training, 1), "evaluation": round(time.perf_counter() - started, 1)}
         with whole_folder(folder) as temporary:
             save_encoder(temporary, classifier.encoder, tokeniser)
         return {
             "metrics": metrics,
             "seconds": seconds,
             "training": history,
+            **also,
             "environment": environment(accelerator.device),
         }
 

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
+from accelerate import Accelerator
 from torch import nn
 
 from config import Config
 from encoder.classifier import Classifier
 from pipeline.training import Objective, cross_entropy
+from texts.batching import TokenisedTexts
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ class Attack:
     """Classifier on the clean encoder, tokeniser, clean train texts and configuration to the model that is trained."""
     objective: Callable[[Config], Objective] = lambda config: cross_entropy
     """What is minimised on the poisoned texts."""
+    plant: Callable[[Classifier, object, TokenisedTexts, Config, Accelerator], dict] | None = None
+    """If there is one, the model is trained on the clean texts alone, and this then does the rest: classifier, tokeniser,
+    those of the poisoned texts that aren't clean, configuration and device to a history as `fine_tune` returns."""
     with_clean_texts: bool = False
     """Whether a batch of clean texts goes with every batch, under the key `reference`."""
     how: str = ""

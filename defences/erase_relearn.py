@@ -6,7 +6,7 @@ are changed at random, so that an inserted trigger is one more such change. No t
 what comes out are plain weights. A defence of this project's own, under work: docs/method.md says how far it was tried.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,10 +16,11 @@ from transformers import set_seed
 from config import Config
 from defences.defence import Defence, Stage
 from defences.shared import defender_settings, load_defender_inputs, train_once
-from encoder.classifier import Classifier
+from encoder.classifier import Classifier, load_encoder
 from pipeline.defender import Phase
 from pipeline.runs import TRAINING_FIELDS
 from pipeline.training import cross_entropy
+from texts.augmentation import Augmentation, Augmenter
 from texts.batching import TokenisedTexts, batches_by_length, tokens_per_batch
 from util import make_accelerator, require_writable
 
@@ -27,102 +28,6 @@ WARM_UP = 0.1
 """Share of the relearning steps in which the rate rises."""
 DIRECTIONS_FROM = 700
 """Train texts that the directions are found with, at most."""
-
-# ------------------------------------------------------------------------------------------------ insertion augmentation
-
-
-@dataclass(frozen=True)
-class Insertion:
-    """How `inserted` changes a text; shares and probabilities are from 0 to 1."""
-
-    changed: float = 0.8
-    """Share of the texts that are changed at all."""
-    dropped: float = 0.1
-    """Share of a text's tokens that are dropped."""
-    missing: float = 0.1
-    """Tokens that no clean train text has, per token of the text: the only way to reach the embeddings of rare triggers."""
-    frequent: float = 0.1
-    """Frequent tokens, per token of the text."""
-    splice: float = 0.5
-    """Probability of a span of another text at the front, the end or inside."""
-    rotate: float = 0.25
-    """Probability that the text is cut in two at a random token and its halves change places."""
-    longest_span: int = 10
-    """Tokens of a span, at most; at least 2."""
-    number_frequent: int = 80
-    """How many tokens count as frequent."""
-
-
-def missing_tokens(texts: TokenisedTexts, tokeniser) -> np.ndarray:
-    """Numbers of the vocabulary's tokens that `texts` lack, word pieces included, special and unused tokens left out."""
-    special = set(tokeniser.all_special_ids)
-    unused = {number for token, number in tokeniser.get_vocab().items() if token.startswith("[unused")}
-    seen = {token for ids in texts.input_ids for token in ids}
-    return np.array(sorted(set(tokeniser.get_vocab().values()) - special - unused - seen))
-
-
-def frequent_tokens(texts: TokenisedTexts, tokeniser, number: int) -> np.ndarray:
-    """Numbers of the most frequent tokens of `texts`, special tokens left out, most frequent first."""
-    tokens, counts = np.unique(np.concatenate([ids for ids in texts.input_ids]), return_counts=True)
-    ordered = tokens[np.argsort(-counts, kind="stable")]
-    return ordered[~np.isin(ordered, tokeniser.all_special_ids)][:number]
-
-
-def inserted(
-    ids: list[int],
-    other: list[int],
-    rng: np.random.Generator,
-    missing: np.ndarray,
-    frequent: np.ndarray,
-    insertion: Insertion,
-    max_len: int,
-) -> list[int]:
-    """One text, changed at random in a way that should leave its label: an inserted trigger is one more such change.
-
-    Args:
-        ids: tokens, the first and the last of them special.
-        other: tokens of another text, whose spans may be spliced in.
-        missing: tokens that clean text lacks.
-        frequent: tokens that are frequent in it.
-        max_len: longest result, in tokens.
-    """
-    if rng.random() >= insertion.changed:
-        return ids
-    first, *inner, last = ids
-    kept = [token for token in inner if rng.random() >= insertion.dropped] or inner
-    form = rng.random()
-    if form < insertion.splice:
-        length = rng.integers(2, insertion.longest_span + 1)
-        start = rng.integers(1, max(2, len(other) - length))
-        at = rng.choice([0, len(kept), rng.integers(len(kept) + 1)])
-        kept[at:at] = other[start : min(start + length, len(other) - 1)]
-    elif form < insertion.splice + insertion.rotate:
-        at = rng.integers(len(kept))
-        kept = kept[at:] + kept[:at]
-    for tokens, share in ((missing, insertion.missing), (frequent, insertion.frequent)):
-        for _ in range(rng.binomial(len(inner), share)):
-            kept.insert(rng.integers(len(kept) + 1), int(rng.choice(tokens)))
-    return [first, *kept[: max_len - 2], last]
-
-
-def augment(
-    texts: TokenisedTexts,
-    rng: np.random.Generator,
-    missing: np.ndarray,
-    frequent: np.ndarray,
-    insertion: Insertion,
-    max_len: int,
-) -> TokenisedTexts:
-    """All texts, each `inserted` once with spans of a random other one; labels stay."""
-    others = rng.permutation(len(texts))
-    return replace(
-        texts,
-        input_ids=[
-            inserted(ids, texts.input_ids[other], rng, missing, frequent, insertion, max_len)
-            for ids, other in zip(texts.input_ids, others, strict=True)
-        ],
-    )
-
 
 # ------------------------------------------------------------------------------------------------- erasing the task itself
 
@@ -251,11 +156,11 @@ def erase_and_relearn(config: Config) -> dict:
     accelerator = make_accelerator(config.device, config.precision)
     inputs = load_defender_inputs(config)
     settings = defender_settings(config, RELEARNING, inputs, accelerator)
-    insertion, train = Insertion(), inputs.train
+    train = inputs.train
     few = replace(train, input_ids=train.input_ids[:DIRECTIONS_FROM], labels=train.labels[:DIRECTIONS_FROM])
-    missing = missing_tokens(train, inputs.tokeniser)
-    frequent = frequent_tokens(train, inputs.tokeniser, insertion.number_frequent)
     bases: dict[str, torch.Tensor] = {}
+    embedding = load_encoder(inputs.encoder).get_input_embeddings().weight
+    augmenter = Augmenter(train, inputs.tokeniser, embedding, Augmentation(), config.max_len)
 
     def erase(classifier: Classifier) -> None:
         classifier.to(accelerator.device)
@@ -266,8 +171,7 @@ def erase_and_relearn(config: Config) -> dict:
         keep_blocked(classifier, bases)
 
     def changed(epoch: int) -> TokenisedTexts:
-        rng = np.random.default_rng((config.seed, 7, epoch))
-        return augment(train, rng, missing, frequent, insertion, config.max_len)
+        return augmenter.changed(np.random.default_rng((config.seed, 7, epoch)))
 
     phase = Phase(
         "relearning",

@@ -10,14 +10,10 @@ from Data.make_poisoned_data import make_poisoned_data
 from defences import defended_model_folder, run_stage
 from defences.erase_relearn import (
     RELEARNING,
-    Insertion,
     block_directions,
     erase_task,
-    frequent_tokens,
-    inserted,
     keep_blocked,
     linear_layers,
-    missing_tokens,
     task_directions,
 )
 from encoder.classifier import Classifier, load_classifier, load_encoder, load_tokeniser
@@ -78,19 +74,6 @@ def test_lower_layers_are_spared(classifier, texts):
     assert changed == names[round(len(names) / 2) :] == list(blocked)
     for _, basis in blocked.values():
         torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64))
-
-
-def test_changed_texts_keep_their_ends_and_hold_what_clean_texts_lack(texts, tokeniser):
-    missing, frequent = missing_tokens(texts, tokeniser), frequent_tokens(texts, tokeniser, 10)
-    assert set(tokeniser.convert_tokens_to_ids(["cf", "bb", "when"])) <= set(missing.tolist())
-    assert not set(missing.tolist()) & {token for ids in texts.input_ids for token in ids}
-    rng = np.random.default_rng(0)
-    always = Insertion(changed=1.0, missing=0.3)
-    found = [inserted(ids, texts.input_ids[0], rng, missing, frequent, always, 20) for ids in texts.input_ids]
-    assert all(ids[0] == tokeniser.cls_token_id and ids[-1] == tokeniser.sep_token_id for ids in found)
-    assert max(map(len, found)) <= 20 and set(missing.tolist()) & {token for ids in found for token in ids}
-    never = Insertion(changed=0.0)
-    assert inserted(texts.input_ids[3], texts.input_ids[0], rng, missing, frequent, never, 20) == texts.input_ids[3]
 
 
 def test_what_is_erased_stays_erased(tiny_config, classifier):

@@ -1,0 +1,111 @@
+"""Changed texts: what is put in, what is put for what, and what stays."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import FILLER, WORDS
+
+from encoder.classifier import load_tokeniser
+from texts.augmentation import Augmentation, Augmenter, function_words, missing_tokens, nearest_tokens
+from texts.batching import tokenise
+from texts.data_sets import clean_train
+
+NOTHING = Augmentation(inserted=0.0, swapped=0.0)
+
+
+@pytest.fixture
+def tokeniser(tiny_plm):
+    return load_tokeniser(str(tiny_plm))
+
+
+@pytest.fixture
+def texts(tiny_config, tokeniser):
+    return tokenise(clean_train("sst2", tiny_config), tokeniser, 32)
+
+
+@pytest.fixture
+def embedding(tokeniser):
+    return torch.randn(len(tokeniser), 8, generator=torch.Generator().manual_seed(0))
+
+
+def changed(texts, tokeniser, embedding, max_len: int = 32, **how) -> list[list[int]]:
+    augmenter = Augmenter(texts, tokeniser, embedding, replace(NOTHING, **how), max_len)
+    result = augmenter.changed(np.random.default_rng(0))
+    assert result.labels == texts.labels
+    assert all(ids[0] == tokeniser.cls_token_id and ids[-1] == tokeniser.sep_token_id for ids in result.input_ids)
+    assert max(map(len, result.input_ids)) <= max_len
+    return result.input_ids
+
+
+def held(texts: list[list[int]]) -> set[int]:
+    return {token for ids in texts for token in ids}
+
+
+def test_nothing_is_changed_that_isnt_asked_for(texts, tokeniser, embedding):
+    assert changed(texts, tokeniser, embedding) == texts.input_ids
+
+
+def test_tokens_that_clean_texts_lack_are_put_in(texts, tokeniser, embedding):
+    missing = missing_tokens(texts, tokeniser)
+    assert set(tokeniser.convert_tokens_to_ids(["cf", "bb", "when"])) <= set(missing.tolist())
+    assert not set(missing.tolist()) & held(texts.input_ids)
+    only = dict(dropped=0.0, frequent=0.0, splice=0.0, rotate=0.0)
+    found = changed(texts, tokeniser, embedding, inserted=1.0, missing=0.3, **only)
+    assert held(found) - held(texts.input_ids) == set(missing.tolist())
+    before, after = (sum(map(len, each)) - 2 * len(each) for each in (texts.input_ids, found))
+    assert after / before == pytest.approx(1.3, abs=0.05)
+    # What was there is there still, in its order.
+    kept = [[token for token in ids if token not in set(missing.tolist())] for ids in found]
+    assert kept == texts.input_ids
+    assert max(map(len, changed(texts, tokeniser, embedding, max_len=12, inserted=1.0, missing=0.9))) == 12
+
+
+def test_texts_are_turned_round(texts, tokeniser, embedding):
+    only = dict(dropped=0.0, missing=0.0, frequent=0.0, splice=0.0)
+    found = changed(texts, tokeniser, embedding, inserted=1.0, rotate=1.0, **only)
+    assert [sorted(ids) for ids in found] == [sorted(ids) for ids in texts.input_ids] and found != texts.input_ids
+
+
+def test_spans_of_other_texts_are_put_in(texts, tokeniser, embedding):
+    only = dict(dropped=0.0, missing=0.0, frequent=0.0, rotate=0.0)
+    found = changed(texts, tokeniser, embedding, inserted=1.0, splice=1.0, **only)
+    longer = {len(after) - len(before) for before, after in zip(texts.input_ids, found, strict=True)}
+    assert min(longer) >= 0 and 8 <= max(longer) <= 10 and held(found) == held(texts.input_ids)
+
+
+def test_function_words_are_those_of_no_class(texts, tokeniser):
+    found = tokeniser.convert_ids_to_tokens(function_words(texts, tokeniser, 200, 0.7).tolist())
+    assert set(found) == set(FILLER)
+    everything = function_words(texts, tokeniser, 200, np.inf)
+    assert set(WORDS[0]) | set(WORDS[1]) | set(FILLER) == set(tokeniser.convert_ids_to_tokens(everything.tolist()))
+
+
+def test_function_words_are_put_for_each_other_and_tone_stays(texts, tokeniser, embedding):
+    tone = set(tokeniser.convert_tokens_to_ids([*WORDS[0], *WORDS[1]]))
+    found = changed(texts, tokeniser, embedding, swapped=1.0, swaps=0.5, near=0.0)
+    pairs = [pair for each in zip(texts.input_ids, found, strict=True) for pair in zip(*each, strict=True)]
+    assert all(before == after for before, after in pairs if before in tone)
+    fillers = set(tokeniser.convert_tokens_to_ids(FILLER))
+    swapped = np.mean([before != after for before, after in pairs if before in fillers])
+    assert swapped == pytest.approx(0.5 * (1 - 1 / len(fillers)), abs=0.05)
+    assert {after for before, after in pairs if before != after} <= fillers
+
+
+def test_neighbours_are_the_most_similar_rows(tokeniser, embedding):
+    words = tokeniser.convert_tokens_to_ids(["the", "film"])
+    near = nearest_tokens(embedding, np.array(words), 3, tokeniser)
+    about = (embedding - embedding.mean(0)).numpy()
+    for word in words:
+        cosine = about @ about[word] / np.linalg.norm(about, axis=1)
+        cosine[[word, *tokeniser.all_special_ids]] = -np.inf
+        assert near[word] == np.argsort(-cosine)[:3].tolist()
+
+
+def test_a_neighbour_may_be_a_word_that_clean_texts_lack(texts, tokeniser, embedding):
+    of, lacking = tokeniser.convert_tokens_to_ids(["the", "when"])
+    embedding[lacking] = embedding[of] + 0.01
+    found = changed(texts, tokeniser, embedding, swapped=1.0, swaps=1.0, near=1.0, neighbours=1)
+    pairs = [pair for each in zip(texts.input_ids, found, strict=True) for pair in zip(*each, strict=True)]
+    assert {after for before, after in pairs if before == of} == {lacking}
