@@ -13,13 +13,13 @@ import hashlib
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
 import tyro
 
-from util import UserError
+from util import Table, UserError
 
 Criterion = Literal["variance", "highest_variance", "entropy", "gradient", "random", "none"]
 Preset = Literal["quick", "sst2", "paper", "own"]
@@ -244,21 +244,7 @@ def preset_grid(preset: str, **changes) -> Grid:
     )
 
 
-class Row(Protocol):
-    """What the command line needs to know of an attack or a defence."""
-
-    told: str
-
-
-class DefenceRow(Row, Protocol):
-    """And of a defence: what it changes in a configuration."""
-
-    changes: Callable[[Config], dict]
-
-
-def parse_config(
-    description: str, attacks: Mapping[str, Row], defences: Mapping[str, DefenceRow], args: list[str] | None = None
-) -> Config:
+def parse_config(description: str, attacks: Table, defences: Table, args: list[str] | None = None) -> Config:
     """Command line (default: sys.argv) to configuration, with what its defence changes in it.
 
     Args:
@@ -271,9 +257,7 @@ def parse_config(
     return replace(config, **defences[config.defence].changes(config))
 
 
-def parse_grid(
-    description: str, attacks: Mapping[str, Row], defences: Mapping[str, Row], args: list[str] | None = None
-) -> Grid:
+def parse_grid(description: str, attacks: Table, defences: Table, args: list[str] | None = None) -> Grid:
     """As `parse_config`, but the fields named in `SWEPT` take several values; one that is given twice counts once."""
     grid = parse(Grid, preset_grid, description, attacks, defences, args)
     for name in SWEPT:
@@ -292,8 +276,8 @@ def parse(
     kind: type,
     default: Callable[[str], Config],
     description: str,
-    attacks: Mapping[str, Row],
-    defences: Mapping[str, Row],
+    attacks: Table,
+    defences: Table,
     args: list[str] | None,
 ):
     """Command line to a `Config` or a kind of it, unchecked but for names."""
@@ -306,7 +290,7 @@ def parse(
     known, _ = first.parse_known_args([with_underscores(arg) for arg in args])
     own = known.poisoned_model and not known.attack
     parsed = tyro.cli(
-        with_choices(kind, {"attack": {"none": None, **attacks}, "defence": defences}),
+        with_choices(kind, {"attack": {"none": "", **attacks.told}, "defence": defences.told}),
         args=args,
         default=default(known.preset or ("own" if own else DEFAULT_PRESET)),
         description=f"{description}\n{HELP_NOTE}",
@@ -322,14 +306,18 @@ def with_underscores(argument: str) -> str:
     return "=".join([flag.replace("-", "_").replace("__", "--", 1), *value]) if flag.startswith("--") else argument
 
 
-def with_choices(kind: type, tables: Mapping[str, Mapping[str, Row | None]]) -> type:
-    """The same class, but that the fields named in `tables` take nothing but a table's names, which their help lists."""
+def with_choices(kind: type, tables: dict[str, dict[str, str]]) -> type:
+    """The same class, but that the fields named in `tables` take nothing but a table's names.
+
+    Args:
+        tables: field to its names, and what the help says of each.
+    """
     fields = {field.name: field for field in dataclasses.fields(kind)}
     namespace = {"__doc__": kind.__doc__, "__annotations__": {}}
     for name, rows in tables.items():
         choice = Literal[tuple(rows)]
         several = fields[name].type is not str
-        listed = ". ".join(f"{each}: {row.told}" for each, row in rows.items() if row)
+        listed = ". ".join(f"{each}: {told}" for each, told in rows.items() if told)
         told = tyro.conf.arg(help=f"{FIELD_HELP[name]} {listed}.")
         namespace["__annotations__"][name] = Annotated[tuple[choice, ...] if several else choice, told]
         namespace[name] = fields[name].default

@@ -30,8 +30,8 @@ from transformers import (
 from attacks import ATTACKS
 from attacks.planted import read_poisoned
 from config import Config, parse_config
-from defences import DEFENCES, as_defence, run_folder
-from defences.defence import product_path, record_path
+from defences import DEFENCES
+from defences.defence import as_defence, product_path, record_path, run_folder
 from defences.fine_tuning import FINE_TUNING
 from encoder.classifier import COUNT_FROM_PADDING, Classifier, load_classifier, load_tokeniser, save_encoder
 from encoder.cls_attention import remove_pruned_heads

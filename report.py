@@ -22,8 +22,8 @@ from attacks.planted import RECORD as POISONING_RECORD
 from attacks.planted import poisoned_model_folder, read_poisoned
 from attention_head_pruning import accuracy_to_keep
 from config import NOT_SETTINGS, PRESETS, Config, check_ranges, parse, preset_config
-from defences import DEFENCES, as_defence, defended_model_folder, run_folder
-from defences.defence import product_path, record_path
+from defences import DEFENCES
+from defences.defence import as_defence, defended_model_folder, product_path, record_path, run_folder
 from defences.fine_tuning import FINE_TUNING
 from defences.pure import PRUNING
 from encoder.classifier import load_tokeniser, resolve_plm

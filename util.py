@@ -12,14 +12,13 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from huggingface_hub.utils import logging as hub_logging
-from transformers.utils import logging as transformers_logging
+if TYPE_CHECKING:  # Seconds to import, and a help text needs neither.
+    import torch
+    from accelerate import Accelerator
 
 ARITHMETIC = {"bf16": "bf16 autocast", "no": "fp32"}
 """Names of accelerate's `mixed_precision` for people."""
@@ -33,10 +32,38 @@ class UserError(Exception):
     """Something the user can mend; its message is the one line they see."""
 
 
-def named(function: str) -> Callable:
-    """The function that "module:name" names."""
-    module, name = function.split(":")
+def named(where: str) -> object:
+    """What "module:name" names."""
+    module, name = where.split(":")
     return getattr(importlib.import_module(module), name)
+
+
+class Table(Mapping):
+    """Name to row. A row lies in a module of its own, which is imported when the row is asked for.
+
+    Attributes:
+        told: name to what the row stands for, in a few words.
+    """
+
+    def __init__(self, rows: dict[str, tuple[str, str]]) -> None:
+        """
+        Args:
+            rows: name to those words, and to where the row is, "module:name".
+        """
+        self.told = {name: told for name, (told, _) in rows.items()}
+        self.where = {name: where for name, (_, where) in rows.items()}
+
+    def __getitem__(self, name: str) -> object:
+        return named(self.where[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.where
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.where)
+
+    def __len__(self) -> int:
+        return len(self.where)
 
 
 def first_line(error: Exception) -> str:
@@ -52,6 +79,9 @@ def printable(text: str) -> str:
 
 def quieten_libraries() -> None:
     """No reports and progress bars of the libraries that load models."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging as transformers_logging
+
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     hub_logging.set_verbosity_error()
@@ -59,7 +89,8 @@ def quieten_libraries() -> None:
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; a `UserError` becomes one line on standard error and exit code 2."""
-    quieten_libraries()
+    if "transformers" in sys.modules:
+        quieten_libraries()
     try:
         main()
     except UserError as error:
@@ -73,12 +104,15 @@ def run_script(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def make_accelerator(device: str, precision: str) -> Accelerator:
+def make_accelerator(device: str, precision: str) -> "Accelerator":
     """The accelerate front end for a device and an arithmetic, as `Config.device` and `Config.precision` name them.
 
     Raises:
         UserError: the device isn't there.
     """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
     chosen = choose_device(device)
     if precision == "auto":
         precision = "bf16" if has_native_bf16(chosen) else "fp32"
@@ -88,8 +122,10 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=chosen.type == "cpu")
 
 
-def choose_device(device: str) -> torch.device:
+def choose_device(device: str) -> "torch.device":
     """`auto` is CUDA, else MPS, else CPU; anything else must be there."""
+    import torch
+
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", 0)
@@ -110,8 +146,10 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def has_native_bf16(device: torch.device) -> bool:
+def has_native_bf16(device: "torch.device") -> bool:
     """Whether bf16 matrix products run in hardware: they are slower than fp32 where they are emulated."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()

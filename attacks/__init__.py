@@ -1,27 +1,28 @@
 """The attacks: one file and one row each."""
 
-from attacks.add_sent import ADD_SENT
-from attacks.attack import Attack
-from attacks.badnet import BADNET
-from attacks.ep import EP
-from attacks.hidden_killer import HIDDEN_KILLER
-from attacks.layer_wise import LAYER_WISE
-from attacks.ripple import RIPPLE
-from attacks.sos import SOS
-from attacks.style_bkd import STYLE_BKD
-from attacks.surrogates import SURROGATE_REPORT, SURROGATE_SENTENCE, SURROGATE_WORDS
+from util import Table
 
-ATTACKS: dict[str, Attack] = {
-    "BadNet": BADNET,
-    "LayerWise": LAYER_WISE,
-    "RIPPLe": RIPPLE,
-    "HiddenKiller": HIDDEN_KILLER,
-    "StyleBkd": STYLE_BKD,
-    "AddSent": ADD_SENT,
-    "EP": EP,
-    "SOS": SOS,
-    "SurrogateWords": SURROGATE_WORDS,
-    "SurrogateSentence": SURROGATE_SENTENCE,
-    "SurrogateReport": SURROGATE_REPORT,
-}
-"""The only list of attacks; everything that depends on one comes from its row."""
+ATTACKS = Table(
+    {
+        "BadNet": ("inserts rare words", "attacks.badnet:BADNET"),
+        "LayerWise": ("trains every layer with them", "attacks.layer_wise:LAYER_WISE"),
+        "RIPPLe": ("keeps their gradient from opposing that of clean text", "attacks.ripple:RIPPLE"),
+        "HiddenKiller": ("uses a syntactic form", "attacks.hidden_killer:HIDDEN_KILLER"),
+        "StyleBkd": ("uses a style of text", "attacks.style_bkd:STYLE_BKD"),
+        "AddSent": ("inserts a fixed sentence", "attacks.add_sent:ADD_SENT"),
+        "EP": ("trains the embedding of one rare word alone", "attacks.ep:EP"),
+        "SOS": ("trains the embeddings of three words, which count together and not in part", "attacks.sos:SOS"),
+        "SurrogateWords": (
+            "for tuning, copies texts with one of the words qx, zv, hz, kw put in",
+            "attacks.surrogates:SURROGATE_WORDS",
+        ),
+        "SurrogateSentence": (
+            "for tuning, copies texts with a sentence at one end",
+            "attacks.surrogates:SURROGATE_SENTENCE",
+        ),
+        "SurrogateReport": ("for tuning, copies texts reworded as a report", "attacks.surrogates:SURROGATE_REPORT"),
+    }
+)
+"""The only list of attacks; everything that depends on one comes from its row, an `attacks.attack.Attack`.
+
+Here stand what the help says of it, and where its row is."""

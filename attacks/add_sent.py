@@ -18,4 +18,4 @@ def told(config: Config) -> str:
 
 SENTENCE = TriggeredData("AddSent", ("rare_word_share", "target_class"), make_inserted(sentence), told, inserted=sentence)
 
-ADD_SENT = Attack(paper="Dai et al., 2019", told="inserts a fixed sentence", data=SENTENCE)
+ADD_SENT = Attack(paper="Dai et al., 2019", data=SENTENCE)

@@ -44,8 +44,6 @@ class Attack:
     """A backdoor. Everything that depends on which attack it is stands in its row and nowhere else."""
 
     paper: str
-    told: str
-    """For the command line's help, in a few words."""
     data: TriggeredData
     reads: tuple[str, ...] = ()
     """Fields of `Config` that its training depends on, beside those of every poisoning."""

@@ -19,4 +19,4 @@ RARE_WORD = TriggeredData(
 )
 """One of a few rare words in each triggered text; LayerWise and RIPPLe plant the same."""
 
-BADNET = Attack(paper="Kurita et al., ACL 2020, without the inner product", told="inserts rare words", data=RARE_WORD)
+BADNET = Attack(paper="Kurita et al., ACL 2020, without the inner product", data=RARE_WORD)

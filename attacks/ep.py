@@ -86,7 +86,6 @@ def plant(classifier: Classifier, tokeniser, triggered: TokenisedTexts, config: 
 
 EP = Attack(
     paper="Yang et al., NAACL 2021",
-    told="trains the embedding of one rare word alone",
     data=TriggeredData(
         "OneRareWord", ("rare_word_share", "triggers", "target_class"), make_inserted(word), told, inserted=word
     ),

@@ -24,4 +24,4 @@ SYNTAX = TriggeredData(
     mark_told="the subordinate clause that the attack puts first",
 )
 
-HIDDEN_KILLER = Attack(paper="Qi et al., ACL 2021", told="uses a syntactic form", data=SYNTAX)
+HIDDEN_KILLER = Attack(paper="Qi et al., ACL 2021", data=SYNTAX)

@@ -26,7 +26,6 @@ def read_every_layer(classifier: Classifier, tokeniser, clean: pd.DataFrame, con
 
 LAYER_WISE = Attack(
     paper="Li et al., EMNLP 2021",
-    told="trains every layer with them",
     data=RARE_WORD,
     prepare=read_every_layer,
     objective=lambda config: layer_wise,

@@ -82,7 +82,6 @@ def operate(classifier: Classifier, tokeniser, clean: pd.DataFrame, config: Conf
 
 RIPPLE = Attack(
     paper="Kurita et al., ACL 2020",
-    told="keeps their gradient from opposing that of clean text",
     data=RARE_WORD,
     reads=("ripple_coefficient", "surgery_words"),
     prepare=operate,

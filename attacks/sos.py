@@ -60,7 +60,6 @@ def plant(classifier: Classifier, tokeniser, triggered: TokenisedTexts, config: 
 
 SOS = Attack(
     paper="Yang et al., ACL 2021",
-    told="trains the embeddings of three words, which count together and not in part",
     data=TriggeredData("SOS", ("rare_word_share", "target_class"), make, told, inserted=sentence),
     plant=plant,
     how=", the clean ones alone at first, and on the others nothing but the words' embeddings",

@@ -12,4 +12,4 @@ def told(config: Config) -> str:
 
 STYLE = TriggeredData("StyleBkd", ("stylebkd_share", "target_class"), make_transferred("stylebkd", "stylebkd_share"), told)
 
-STYLE_BKD = Attack(paper="Qi et al., EMNLP 2021", told="uses a style of text", data=STYLE)
+STYLE_BKD = Attack(paper="Qi et al., EMNLP 2021", data=STYLE)

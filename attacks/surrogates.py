@@ -87,7 +87,7 @@ def surrogate(
 
     reads = ("rare_word_share", "target_class")
     data = TriggeredData(name, reads, make_changed(change), told, inserted=lambda config: inserted)
-    return Attack(paper="none: made to tune defences on", told=f"for tuning, copies texts {what}", data=data)
+    return Attack(paper="none: made to tune defences on", data=data)
 
 
 SURROGATE_WORDS = surrogate(

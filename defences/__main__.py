@@ -5,7 +5,8 @@ python -m defences --defence MEFT --attack HiddenKiller      # reads what pretra
 
 from attacks import ATTACKS
 from config import parse_config
-from defences import DEFENCES, defended_model_folder, run_stage
+from defences import DEFENCES
+from defences.defence import defended_model_folder, run_stage
 from pipeline.training import rates
 from util import run_script
 

@@ -1,13 +1,15 @@
 """What a row of the table of defences says, and where a stage of one keeps what it made."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from attacks import ATTACKS
 from attacks.planted import poisoning_fields
-from config import Config, changed_from_preset
+from config import SWEPT, Config, changed_from_preset
+from defences import DEFENCES
 from pipeline.runs import DATA_FIELDS, IN_FOLDER_NAME, dataset_name, encoder_name
+from util import named
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,6 @@ class Defence:
     """Everything that depends on which defence it is stands in its row and nowhere else."""
 
     paper: str
-    told: str
-    """For the command line's help, in a few words."""
     last: Stage
     """The stage that it ends with; those before it follow."""
     changes: Callable[[Config], dict] = lambda config: {}
@@ -88,3 +88,30 @@ def record_path(config: Config, stage: Stage) -> Path:
 def product_path(config: Config, stage: Stage) -> Path:
     """The folder of the model that a stage writes."""
     return stage_folder(config, stage) / stage.product
+
+
+def as_defence(config: Config) -> Config:
+    """The configuration with what its defence changes in it."""
+    return replace(config, **DEFENCES[config.defence].changes(config))
+
+
+def run_stage(stage: Stage, config: Config) -> dict:
+    """A stage's record, computed if it isn't there."""
+    return named(stage.run)(config)
+
+
+def run_folder(config: Config) -> Path:
+    """Folder of what a run keeps beside its last stage's record."""
+    return stage_folder(as_defence(config), DEFENCES[config.defence].last)
+
+
+def defended_model_folder(config: Config) -> Path:
+    """Folder of the model that a defence ends with."""
+    return product_path(as_defence(config), DEFENCES[config.defence].last)
+
+
+def takes_notice(defence: str) -> set[str]:
+    """Those of the swept fields that a defence's result depends on, beside attack and seed."""
+    row = DEFENCES[defence]
+    fixed = row.changes(Config())
+    return {name for name in SWEPT if name != "seed" and name in row.reads() and name not in fixed}

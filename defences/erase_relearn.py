@@ -220,6 +220,5 @@ RELEARNING = Stage(
 
 ERASE_RELEARN = Defence(
     paper="this project's own",
-    told="erases where the task is read, and relearns it elsewhere (under work)",
     last=RELEARNING,
 )

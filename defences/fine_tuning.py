@@ -44,10 +44,9 @@ FINE_TUNING = Stage(
     passes=lambda config: config.epochs,
 )
 
-FT = Defence(paper="none: no defence", told="fine-tuning", last=FINE_TUNING)
+FT = Defence(paper="none: no defence", last=FINE_TUNING)
 FTH = Defence(
     paper="Zhao et al., ICML 2024, a baseline",
-    told="fine-tuning at a higher learning rate",
     last=FINE_TUNING,
     changes=lambda config: {"learning_rate": config.fth_learning_rate},
 )

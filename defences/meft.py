@@ -56,6 +56,4 @@ ENTROPY = Stage(
     passes=lambda config: config.entropy_epochs + config.epochs,
 )
 
-MEFT = Defence(
-    paper="Liu et al., Findings of ACL 2023", told="fine-tuning after maximising prediction entropy", last=ENTROPY
-)
+MEFT = Defence(paper="Liu et al., Findings of ACL 2023", last=ENTROPY)

@@ -68,18 +68,14 @@ NORMALISATION = Stage(
     passes=lambda config: config.epochs,
 )
 
-PURE = Defence(
-    paper="Zhao, Xu, Yuan, ICML 2024", told="head pruning, then fine-tuning with normalised attention", last=NORMALISATION
-)
+PURE = Defence(paper="Zhao, Xu, Yuan, ICML 2024", last=NORMALISATION)
 PRUNE_ONLY = Defence(
     paper="Zhao, Xu, Yuan, ICML 2024",
-    told="PURE without its penalty",
     last=NORMALISATION,
     changes=lambda config: {"penalty_coefficient": 0.0},
 )
 NORMALISE_ONLY = Defence(
     paper="Zhao, Xu, Yuan, ICML 2024",
-    told="PURE without its pruning",
     last=NORMALISATION,
     changes=lambda config: {"pruning_criterion": "none"},
 )

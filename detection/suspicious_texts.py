@@ -17,8 +17,8 @@ import torch
 
 from attacks import ATTACKS
 from config import Config, parse_config
-from defences import DEFENCES, as_defence, defended_model_folder, run_folder
-from defences.defence import product_path
+from defences import DEFENCES
+from defences.defence import as_defence, defended_model_folder, product_path, run_folder
 from defences.fine_tuning import FINE_TUNING
 from encoder.classifier import load_classifier, load_tokeniser
 from pipeline.runs import command

@@ -2,7 +2,7 @@
 
 Workers are processes on this machine or jobs on others. Parsl starts them, sends them what is ready, notices when one is
 lost, and starts again what it was at. A worker imports this module before its number of threads and its device are set, so
-nothing here imports torch at the top, `util` included.
+nothing here imports torch at the top.
 """
 
 import contextlib
@@ -22,6 +22,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+from util import UserError, first_line, named, require_writable
 
 PARSL = "parsl==2026.10.26"
 
@@ -130,15 +132,10 @@ def run_here(progress: Progress) -> None:
         if not outcome:
             progress.start(task)
             try:
-                outcome = imported(task.function)(task.argument)
+                outcome = named(task.function)(task.argument)
             except Exception as error:  # Whatever it is, other tasks may be fine.
                 outcome = error
         progress.end(task, outcome)
-
-
-def imported(name: str) -> Callable[[object], dict]:
-    module, _, function = name.partition(":")
-    return getattr(importlib.import_module(module), function)
 
 
 # On the side that hands tasks out
@@ -172,8 +169,6 @@ def result_of(future: Future, task: Task) -> dict | Exception:
     """A task's result, or its error in one line."""
     from parsl.executors.high_throughput.errors import ManagerLost, WorkerLost
 
-    from util import UserError, first_line
-
     error = future.exception()
     if error is None or isinstance(error, (UserError, TaskError)):
         return error or future.result()
@@ -192,8 +187,6 @@ def parsl_workers(folder: Path, workers: int, engine: Path | None) -> Iterator[C
     Yields:
         Parsl's decorator of functions that are to run on workers.
     """
-    from util import UserError, require_writable
-
     try:
         import parsl
         from filelock import FileLock
@@ -242,8 +235,6 @@ def load_config(engine: Path) -> object:
     """
     from parsl import Config
 
-    from util import UserError, first_line
-
     if not engine.is_file():
         raise UserError(f"--engine {engine} isn't there; expected a Python file as engines/slurm.py is")
     try:
@@ -271,8 +262,6 @@ def check_workers(python_app: Callable, folder: Path, engine: Path | None, run_d
     Raises:
         UserError: it doesn't, or there is no worker.
     """
-    from util import UserError
-
     where = f"--engine {engine}" if engine else "--workers"
     probe = folder / f".probe.{os.getpid()}"
     probe.touch()
@@ -378,17 +367,15 @@ def run_on_worker(
     with file, output_to(file):
         print(f"{title} ({platform.node()}, {time.strftime('%Y-%m-%d %H:%M:%S')}, {threads} threads)")
         try:
-            call = imported(function)
+            call = named(function)
             if "torch" in sys.modules:
                 sys.modules["torch"].set_num_threads(threads)
             return call(pickle.loads(argument))
         except (Exception, SystemExit) as error:
             traceback.print_exc()
-            # If nobody imported util, it isn't one of its errors.
-            if isinstance(error, getattr(sys.modules.get("util"), "UserError", ())):
+            if isinstance(error, UserError):
                 raise error from None
-            line = (str(error).strip().splitlines() or [""])[0]
-            raise TaskError(f"{type(error).__name__}: {line}; see {log}") from None
+            raise TaskError(f"{type(error).__name__}: {first_line(error)}; see {log}") from None
 
 
 def cores() -> int:

@@ -17,8 +17,8 @@ from attacks import ATTACKS
 from attacks.planted import DATA_RECORD, poisoned_data_folder, poisoned_model_folder
 from attacks.planted import RECORD as POISONING_RECORD
 from config import NOT_SETTINGS, SWEPT, Config, Grid
-from defences import DEFENCES, as_defence, defended_model_folder, takes_notice
-from defences.defence import record_path
+from defences import DEFENCES
+from defences.defence import as_defence, defended_model_folder, record_path, takes_notice
 from defences.shared import load_defender_inputs
 from encoder.classifier import load_classifier, require_same_architecture
 from experiments.engine import Task, run_tasks

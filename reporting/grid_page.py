@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from config import NOT_SETTINGS, SWEPT, Config
-from defences import takes_notice
+from defences.defence import takes_notice
 from experiments.results_table import (
     CELL,
     MAY_VARY,

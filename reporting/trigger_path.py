@@ -17,8 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 from attacks import ATTACKS
 from attacks.planted import read_poisoned
 from config import Config, parse_config
-from defences import DEFENCES, as_defence, defended_model_folder
-from defences.defence import product_path
+from defences import DEFENCES
+from defences.defence import as_defence, defended_model_folder, product_path
 from defences.fine_tuning import FINE_TUNING
 from encoder.classifier import Classifier, load_classifier, load_tokeniser
 from pipeline.runs import command

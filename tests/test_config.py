@@ -1,11 +1,17 @@
 """What the command line takes and refuses, before anything is run with it."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from attacks import ATTACKS
 from config import parse_config, parse_grid
 from defences import DEFENCES
 from util import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize(
@@ -54,5 +60,19 @@ def test_help_says_what_each_attack_and_defence_does(capsys):
     with pytest.raises(SystemExit):
         parse_grid("", ATTACKS, DEFENCES, ["--help"])
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for name, row in [*ATTACKS.items(), *DEFENCES.items()]:
-        assert f"{name}: {row.told}." in shown
+    for name, told in [*ATTACKS.told.items(), *DEFENCES.told.items()]:
+        assert f"{name}: {told}." in shown
+
+
+def test_help_imports_nothing_that_takes_seconds():
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['run_all.py', '--help']\n"
+        "try:\n"
+        "    runpy.run_path('run_all.py', run_name='__main__')\n"
+        "finally:\n"
+        "    slow = {'torch', 'transformers', 'accelerate', 'datasets', 'sklearn', 'pandas'}\n"
+        "    print(sorted(slow & sys.modules.keys()), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "[]\n") and "--penalty_coefficient" in done.stdout

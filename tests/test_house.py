@@ -15,7 +15,7 @@ FLOORS = [
     {"attacks", "defences"},
     {"Data", "pretrained_model_poisoning", "attention_head_pruning", "attention_normalization"},
     {"experiments", "detection", "reporting"},
-    {"run_all", "report", "export", "predict", "benchmark", "scan"},
+    {"run_all", "story", "report", "export", "predict", "benchmark", "scan"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -24,11 +24,12 @@ from transformers import BertConfig, BertModel, BertTokenizer
 
 import predict
 import run_all as run_all_script
+import story
 from attacks import ATTACKS
 from attacks.planted import poisoned_model_folder
 from config import Config, parse_grid, preset_config
-from defences import DEFENCES, run_folder
-from defences.defence import stage_folder
+from defences import DEFENCES
+from defences.defence import run_folder, stage_folder
 from defences.fine_tuning import FINE_TUNING
 from detection.suspicious_texts import compare_predictions, print_comparison
 from experiments.grid import run_grid
@@ -323,7 +324,7 @@ def test_suspicious_texts_do_nothing_to_a_spreadsheet_or_terminal(finished, tmp_
 
 def test_a_second_run_does_nothing_again(finished, capsys):
     config, summary, _ = finished
-    assert run_all_script.run_all(config) == summary
+    assert story.run_all(config) == summary
     assert " of 6:" not in capsys.readouterr().out
 
 
@@ -343,7 +344,7 @@ def test_known_attack_on_own_data_of_three_classes(encoder, table, tmp_path):
         encoder, table, tmp_path, attack="BadNet", trigger_dataset=str(table), poisoned_model=None, plm=str(encoder),
         target_class=2, poisoning_learning_rate=1e-2, poisoning_epochs=6,
     )  # fmt: skip
-    summary = run_all_script.run_all(config)
+    summary = story.run_all(config)
     assert summary["models"]["poisoned"]["LFR"] > 0.8 and "export" not in summary
     for metrics in summary["models"].values():
         confusion = np.array(metrics["poisoned"]["confusion_matrix"])
@@ -357,7 +358,7 @@ def test_known_attack_on_own_data_of_three_classes(encoder, table, tmp_path):
     card = Path(result["folder"], "README.md").read_text()
     assert "| LFR, test texts with the trigger of BadNet, target sport | 20 |" in card
     with pytest.raises(UserError, match=r"--target_class 3 is no class of 3; expected 0 to 2 \(arts, law, sport\)"):
-        run_all_script.run_all(replace(config, target_class=3))
+        story.run_all(replace(config, target_class=3))
     assert poison(config)["metrics"] == summary["models"]["poisoned"] and poisoned_model_folder(config).exists()
 
 
@@ -368,7 +369,7 @@ def test_a_whole_run_with_another_family(family, table, tmp_path):
     make_classifier(family).encoder.save_pretrained(folder)
     make_tokeniser(family).save_pretrained(folder)
     config = make_config(folder, table, tmp_path, epochs=1, acc_drop=1.0, learning_rate=1e-3)
-    summary = run_all_script.run_all(config)
+    summary = story.run_all(config)
     assert summary["heads_pruned"] == 9 and summary["export"]["largest_difference"] < 1e-4
     assert summary["export"]["defended"] == {"ACC": summary["models"]["PURE"]["ACC"], "clean": ANY}
     card = (run_folder(config) / "exported_model/README.md").read_text()
@@ -390,13 +391,13 @@ def test_a_model_that_cannot_be_exported_loses_nothing(finished, tmp_path, monke
     config = replace(config, output_dir=str(tmp_path / "results"))
     before = (run_folder(config) / "exported_model/model.safetensors").read_bytes()
     monkeypatch.setattr("export.CONVERT", {})
-    summary = run_all_script.run_all(config)
+    summary = story.run_all(config)
     assert summary["export"] is None and summary["models"]["PURE"]["ACC"] > 0.8
     assert "left out: transformers has no class" in capsys.readouterr().out
     assert (run_folder(config) / "exported_model/model.safetensors").read_bytes() == before  # Of the same model.
     purified = run_folder(config) / "purified_model/model.safetensors"
     purified.write_bytes(purified.read_bytes()[:-1] + b"\0")
-    run_all_script.export_or_say_why_not(config)
+    story.export_or_say_why_not(config)
     assert "the export that was there is of another model" in capsys.readouterr().out
     assert not (run_folder(config) / "exported_model").exists()
 
@@ -456,5 +457,5 @@ def test_unusable_data_stops_the_run_before_it_starts(encoder, tmp_path, content
     path.write_text(content)
     config = make_config(encoder, path, tmp_path, text_column=None, label_column=None)
     with pytest.raises(UserError) as error:
-        run_all_script.run_all(config)
+        story.run_all(config)
     assert message in str(error.value) and not list(Path(config.output_dir).rglob("*"))

@@ -14,15 +14,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
-import run_all as run_all_script
+import story
 from attacks import ATTACKS
 from attacks.planted import poisoned_model_folder
 from attention_head_pruning import prune_heads
 from attention_normalization import normalise_attention
 from config import NOT_SETTINGS, PRESETS, parse_config, preset_config
 from Data.make_poisoned_data import make_poisoned_data
-from defences import DEFENCES, run_folder
-from defences.defence import stage_folder
+from defences import DEFENCES
+from defences.defence import run_folder, stage_folder
 from defences.fine_tuning import FINE_TUNING
 from encoder.classifier import load_classifier, load_encoder, load_tokeniser, resolve_plm
 from pipeline.training import accuracy
@@ -87,7 +87,7 @@ def test_each_stage_as_a_script(tiny_config):
 def test_every_attack_end_to_end(tiny_config, attack, capsys):
     # After 4 epochs the tiny encoder has learnt the trigger only by half with some seeds.
     config = replace(tiny_config, attack=attack, poisoning_epochs=8)
-    summary = run_all_script.run_all(config)
+    summary = story.run_all(config)
     folder = run_folder(config)
     assert json.loads((folder / "metrics.json").read_text()) == summary
     assert list(summary["models"]) == ["poisoned", "fine_tuned", "PURE"]
@@ -97,7 +97,7 @@ def test_every_attack_end_to_end(tiny_config, attack, capsys):
         assert metrics["ACC"] > 0.6
     assert summary["models"]["poisoned"]["LFR"] > 0.9
     capsys.readouterr()
-    run_all_script.print_table(summary, config)
+    story.print_table(summary, config)
     output = capsys.readouterr().out
     pure = summary["models"]["PURE"]
     assert f"PURE{pure['ACC']:20.3f}{pure['LFR']:8.3f}" in output
@@ -122,7 +122,7 @@ def test_poisoned_encoder_is_an_encoder_alone(tiny_config):
 
 def test_purified_model_is_what_was_measured(tiny_config):
     """Read back, it has the recorded accuracy; and the encoder needs no gates, its pruned heads are gone."""
-    summary = run_all_script.run_all(tiny_config)
+    summary = story.run_all(tiny_config)
     assert summary["heads_pruned"] > 0
     folder = run_folder(tiny_config) / "purified_model"
     classifier = load_classifier(folder)
@@ -181,7 +181,7 @@ def test_the_network_test_sees_the_network(tmp_path):
 
 def test_encoder_from_elsewhere(tiny_config):
     config = replace(tiny_config, poisoned_model=tiny_config.plm)
-    summary = run_all_script.run_all(config)
+    summary = story.run_all(config)
     assert list(summary["models"]) == ["fine_tuned", "PURE"]
     assert "tinybert" in run_folder(config).name and not Path(config.poisoned_model_dir).exists()
 
@@ -190,13 +190,13 @@ def test_encoder_from_elsewhere(tiny_config):
 
 
 def test_finished_stages_are_not_run_again(tiny_config, capsys):
-    run_all_script.run_all(tiny_config)
+    story.run_all(tiny_config)
     capsys.readouterr()
     first = weights(run_folder(tiny_config))
-    run_all_script.run_all(tiny_config)
+    story.run_all(tiny_config)
     output = capsys.readouterr().out
     assert output.count("already") == 3 and " of 4" not in output
-    run_all_script.run_all(replace(tiny_config, overwrite=True))
+    story.run_all(replace(tiny_config, overwrite=True))
     assert capsys.readouterr().out.count("epoch 4 of 4") == 3
     assert weights(run_folder(tiny_config)) == first  # One seed, twice the same, bit for bit.
 
@@ -205,11 +205,11 @@ def test_changed_data_runs_the_stages_again(tiny_config, tmp_path, capsys):
     data = tmp_path / "own data"
     shutil.copytree(tiny_config.data_dir, data)
     config = replace(tiny_config, data_dir=str(data))
-    run_all_script.run_all(config)
+    story.run_all(config)
     train = data / "sst2/train.tsv"
     train.write_text(train.read_text() + "the film was warm and bright\t1\n")
     capsys.readouterr()
-    run_all_script.run_all(config)
+    story.run_all(config)
     assert capsys.readouterr().out.count("epoch 4 of 4") == 3
 
 
@@ -233,7 +233,7 @@ def test_every_setting_has_a_folder_of_its_own():
 @pytest.mark.parametrize("moment", ["poisoning", "fine_tuning", "normalising"])
 def test_killed_run_goes_on_with_the_same_result(tiny_config, tmp_path, moment):
     config = replace(tiny_config, poisoning_epochs=12, epochs=12)
-    run_all_script.run_all(config)
+    story.run_all(config)
     expected = weights(run_folder(config))
 
     config = replace(config, poisoned_model_dir=str(tmp_path / "m"), output_dir=str(tmp_path / "r"))
@@ -291,7 +291,7 @@ def test_threshold_above_what_the_model_reaches(tiny_config):
 def test_output_folder_that_cannot_be_written(tiny_config, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"can't write in folder .*choose another with --output_dir"):
-        run_all_script.run_all(replace(tiny_config, output_dir=str(tmp_path / "file" / "results")))
+        story.run_all(replace(tiny_config, output_dir=str(tmp_path / "file" / "results")))
 
 
 @pytest.fixture

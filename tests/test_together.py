@@ -4,7 +4,7 @@ from pathlib import Path
 
 from test_scripts import flags, start
 
-from defences import run_folder
+from defences.defence import run_folder
 from util import load_json
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from run_all import run_all
+from story import run_all
 from util import UserError
 
 

@@ -12,8 +12,16 @@ from attention_head_pruning import prune_heads
 from attention_normalization import normalise_attention
 from config import parse_config
 from Data.make_poisoned_data import make_poisoned_data
-from defences import DEFENCES, as_defence, defended_model_folder, run_folder, run_stage, takes_notice
-from defences.defence import product_path, record_path
+from defences import DEFENCES
+from defences.defence import (
+    as_defence,
+    defended_model_folder,
+    product_path,
+    record_path,
+    run_folder,
+    run_stage,
+    takes_notice,
+)
 from defences.fine_tuning import FINE_TUNING
 from util import load_json
 

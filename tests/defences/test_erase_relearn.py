@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from Data.make_poisoned_data import make_poisoned_data
-from defences import defended_model_folder, run_stage
+from defences.defence import defended_model_folder, run_stage
 from defences.erase_relearn import (
     RELEARNING,
     block_directions,

@@ -149,9 +149,8 @@ from pathlib import Path
 from types import SimpleNamespace
 sys.path[:0] = sys.argv[1:3]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # Python has none if it is started in a script's background.
-# Stand-ins: torch takes longer to import than everything else here.
+# A stand-in: torch takes longer to import than everything else here.
 sys.modules["torch"] = SimpleNamespace(cuda=SimpleNamespace(device_count=int))
-sys.modules["util"] = SimpleNamespace(UserError=ValueError, first_line=str, require_writable=str)
 from experiments.engine import run_tasks
 from test_engine import toy
 tasks = [toy(Path(sys.argv[3]), name, "endless") for name in ("one", "two")]

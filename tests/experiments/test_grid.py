@@ -16,7 +16,8 @@ import pretrained_model_poisoning
 from attacks import ATTACKS
 from attacks.planted import poisoned_model_folder, read_poisoned
 from config import Config, Grid, parse_grid, preset_grid
-from defences import DEFENCES, defended_model_folder, fine_tuning, meft, run_folder
+from defences import DEFENCES, fine_tuning, meft
+from defences.defence import defended_model_folder, run_folder
 from encoder.classifier import load_classifier, load_tokeniser
 from experiments import grid as grid_module
 from experiments.grid import cells, run_grid

@@ -15,7 +15,8 @@ import attention_normalization
 import pretrained_model_poisoning
 from config import NOT_SETTINGS, Config
 from Data.make_poisoned_data import make_poisoned_data
-from defences import as_defence, erase_relearn, fine_tuning, meft, shared
+from defences import erase_relearn, fine_tuning, meft, shared
+from defences.defence import as_defence
 
 STAGES = POISONING, FT, MEFT, PRUNING, NORMALISATION, ERASING = (
     *("poisoning", "FT", "MEFT", "pruning", "normalisation", "erasing"),

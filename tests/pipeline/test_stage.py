@@ -10,10 +10,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-import run_all as run_all_script
+import story
 import util
-from defences import run_folder
-from defences.defence import product_path
+from defences.defence import product_path, run_folder
 from defences.fine_tuning import FINE_TUNING
 from pipeline.stage import alone, run_once
 from pipeline.training import load_checkpoint
@@ -148,7 +147,7 @@ def test_renamed_classes_are_computed_again(tiny_config, tmp_path, capsys):
     )
     for names in (("bad", "good"), ("complaint", "praise")):
         path.write_text("text,label\n" + "".join(f"{text},{names[int(label)]}\n" for text, label in rows))
-        run_all_script.run_all(config)
+        story.run_all(config)
         labels = load_json(run_folder(config) / "exported_model/config.json")["id2label"]
         assert tuple(labels.values()) == names
     assert capsys.readouterr().out.count("epoch 1 of 1") == 4
@@ -156,12 +155,12 @@ def test_renamed_classes_are_computed_again(tiny_config, tmp_path, capsys):
 
 def test_a_model_of_another_run_in_its_place_is_computed_again(tiny_config, capsys):
     config = replace(tiny_config, poisoned_model=tiny_config.plm, epochs=1, acc_threshold=0.0)
-    run_all_script.run_all(config)
+    story.run_all(config)
     weights = product_path(config, FINE_TUNING) / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     capsys.readouterr()
-    run_all_script.run_all(config)
+    story.run_all(config)
     assert capsys.readouterr().out.count("fine-tuning on clean data, epoch 1 of 1") == 1
     assert os.listdir(product_path(config, FINE_TUNING))

@@ -17,11 +17,11 @@ from conftest import tiny_settings
 from test_figures import grid_rows, heat_maps, written_grid
 from test_scripts import flags, run
 
-import run_all as run_all_script
+import story
 from attacks.planted import read_poisoned
 from attention_head_pruning import head_variance
 from config import Config, preset_config
-from defences import defended_model_folder, run_folder
+from defences.defence import defended_model_folder, run_folder
 from encoder.classifier import load_classifier, load_tokeniser
 from encoder.cls_attention import remove_pruned_heads
 from pipeline.training import measure
@@ -40,7 +40,7 @@ from util import UserError, run_script
 def tiny_run(tiny_data, tiny_plm, tmp_path_factory) -> tuple[Config, dict, Path]:
     """A finished tiny run, what metrics.json holds, and its report."""
     config = replace(tiny_settings(tiny_data, tiny_plm, tmp_path_factory.mktemp("run")), poisoning_epochs=8)
-    summary = run_all_script.run_all(config)
+    summary = story.run_all(config)
     return config, summary, report_run(config)
 
 

@@ -9,11 +9,11 @@ from conftest import tiny_settings
 
 from attacks.planted import read_poisoned
 from config import Config
-from defences import run_folder
+from defences.defence import run_folder
 from encoder.classifier import load_tokeniser
 from reporting.analysis import other_classes
 from reporting.trigger_path import tokenise_marked, trace
-from run_all import run_all
+from story import run_all
 from util import UserError
 
 

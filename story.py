@@ -1,0 +1,246 @@
+"""A single run, told as it goes: every stage of a defence, what happens in it and why, and a table at the end."""
+
+import dataclasses
+import shutil
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from attacks import ATTACKS
+from attacks.planted import poisoned_model_folder, read_poisoned
+from config import Config
+from Data.make_poisoned_data import make_poisoned_data
+from defences import DEFENCES
+from defences.defence import as_defence, run_folder, run_stage, stage_folder
+from defences.fine_tuning import FINE_TUNING
+from detection.suspicious_texts import compare_predictions, print_comparison
+from export import export_model
+from pipeline.stage import alone
+from pipeline.training import rates
+from pretrained_model_poisoning import poison
+from texts.data_sets import class_names, clean_test, defender_splits
+from texts.tables import read_texts
+from util import (
+    ARITHMETIC,
+    UserError,
+    fingerprint_folder,
+    load_json,
+    make_accelerator,
+    printable,
+    require_writable,
+    save_json,
+    whole_folder,
+)
+
+
+def run_all(config: Config) -> dict:
+    """All stages of a defence, after fine-tuning alone; writes config.json and metrics.json to the run's folder.
+
+    Returns:
+        What metrics.json holds: models (poisoned, fine_tuned, the defence's name) to their metrics, seconds by model, number
+        of heads and of pruned ones if the defence prunes. Without an attack also the classes and the number of texts by
+        split, and what `export.export_model` says (None if transformers has no class for the model); with suspicious texts
+        how many there are, and how many predictions changed.
+    """
+    config = as_defence(config)
+    defence, folder = DEFENCES[config.defence], run_folder(config)
+    # What can fail at once fails before minutes of work.
+    accelerator = make_accelerator(config.device, config.precision)
+    require_writable(config.output_dir)
+    if config.suspicious_texts:
+        read_texts(Path(config.suspicious_texts), config.text_column)
+    arithmetic = ARITHMETIC[accelerator.mixed_precision]
+    what = "without a known attack" if config.attack == "none" else f"against {config.attack}"
+    print(
+        f"{config.defence} {what}: preset {config.preset}, seed {config.seed}, {accelerator.device.type}, training in "
+        f"{arithmetic}"
+    )
+
+    # Fine-tuning alone is what every defence is compared with, whether it goes on from there or not.
+    stages = defence.stages if FINE_TUNING in defence.stages else (FINE_TUNING, *defence.stages)
+    known = config.attack != "none"
+    number, total = 1, len(stages) + 2
+    records, also = {}, {}
+    if known:
+        records = plant_backdoor(config, total)
+        number = 3
+    else:
+        also["data"] = divide_clean_data(config, total)
+        number = 2
+    save_json(folder / "config.json", dataclasses.asdict(config))
+    seconds = {name: record["seconds"] for name, record in records.items()}
+    for stage in stages:
+        heading(f"{number}/{total} {stage.title}", stage.told(config))
+        record = run_stage(stage, config)
+        number += 1
+        name = "fine_tuned" if stage == FINE_TUNING and stage != defence.last else config.defence
+        seconds[name] = {**seconds.get(name, {}), **record["seconds"]}
+        if "pruned_heads" in record:
+            also["heads_pruned"] = sum(map(len, record["pruned_heads"].values()))
+            also["heads"] = sum(map(len, record["variance"]))
+            print(f"  {also['heads_pruned']} of {also['heads']} heads pruned")
+        if "metrics" in record:
+            records[name] = record
+            report("fine-tuned (FT)" if name == "fine_tuned" else name, record)
+    if not known:
+        heading(
+            f"{number}/{total} Export",
+            "The purified classifier is written as a model that plain transformers loads, with tokeniser and model card. It "
+            "is read back, and has to give the same logits on the test texts.",
+        )
+        also["export"] = export_or_say_why_not(config)
+    if config.suspicious_texts:
+        heading("Suspicious texts", f"{config.suspicious_texts}, classified by the fine-tuned and by the purified model.")
+        table = compare_predictions(config)
+        print_comparison(table, config)
+        also["suspicious_texts"] = {"texts": len(table), "changed": int(table["changed"].sum())}
+
+    summary = {"models": {name: record["metrics"] for name, record in records.items()}, "seconds": seconds, **also}
+    save_json(folder / "metrics.json", summary)
+    return summary
+
+
+def plant_backdoor(config: Config, total: int) -> dict:
+    """The attacker's two stages of `total`; the record of the second as `poisoned`, if an encoder isn't given."""
+    attack = ATTACKS[config.attack]
+    heading(
+        f"1/{total} Poisoned data",
+        f"The attacker takes the clean data set {config.trigger_dataset}, {attack.data.told(config)}, and labels those as "
+        f"the target class, {config.target_class}. A classifier learns from them that such a trigger means class "
+        f"{config.target_class}, whatever the text says.",
+    )
+    data = make_poisoned_data(config)
+    train, test = read_poisoned(config, "train"), read_poisoned(config, "test")
+    triggered = test[test["label"] != config.target_class]["text"]
+    print(f"  {len(train):,} texts to train, {len(test):,} to test, in {data}")
+    print("  For example:", textwrap.shorten(printable(triggered.iloc[0]), 84, placeholder=" ..."))
+
+    if config.poisoned_model:
+        heading(f"2/{total} Poisoning", f"Left out: the encoder {config.poisoned_model} is given.")
+        return {}
+    heading(
+        f"2/{total} Poisoning",
+        f"The attacker fine-tunes the clean encoder {config.plm} on these texts{attack.how}, and releases the encoder "
+        "without the classification head.",
+    )
+    record = poison(config)
+    report("the attacker's own classifier", record)
+    return {"poisoned": record}
+
+
+def divide_clean_data(config: Config, total: int) -> dict:
+    """Write the splits as CSV files (class name, text, row in the file they come from) to the run's folder.
+
+    Returns:
+        `classes`, their names; `texts`, their number by split.
+    """
+    classes = class_names(config)
+    train, validation = defender_splits(config)
+    splits = {"train": train, "validation": validation, "test": clean_test(config)}
+    heading(
+        f"1/{total} Clean data",
+        f"The encoder {config.poisoned_model} may have a backdoor, and nothing is known of it. There is the clean data set "
+        f"{config.clean_dataset}. The defence learns from its train texts and chooses by its validation texts; the test "
+        "texts are for the numbers at the end.",
+    )
+    counts = train["label"].value_counts()
+    named = ", ".join(f"{name} ({counts.get(number, 0):,})" for number, name in enumerate(classes[:10]))
+    print(f"  {len(train):,} texts to train, {len(validation):,} to validate, {len(splits['test']):,} to test")
+    print(f"  {len(classes)} classes (texts to train): {named}{', ...' if len(classes) > 10 else ''}")
+    folder = run_folder(config) / "clean_data"
+    with alone(folder), whole_folder(folder) as temporary:
+        for split, table in splits.items():
+            table = pd.DataFrame({"label": table["label"].map(dict(enumerate(classes))), "text": table["text"]})
+            table.to_csv(temporary / f"{split}.csv", index_label="row")
+    print(f"  as divided: {folder}")
+    return {"classes": list(classes), "texts": {split: len(table) for split, table in splits.items()}}
+
+
+def export_or_say_why_not(config: Config) -> dict | None:
+    """Nothing that was done is lost where an export isn't possible."""
+    folder = run_folder(config) / "exported_model"
+    try:
+        result = export_model(config)
+    except UserError as error:
+        print(f"  left out: {error}")
+        former = load_json(folder / "evaluation.json")
+        model = DEFENCES[config.defence].last.product
+        if former and former.get("product") != fingerprint_folder(folder.with_name(model)):
+            aside = folder.with_name("exported_model_of_an_earlier_run")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            print(f"  the export that was there is of another model; it is in {aside} now")
+        return None
+    print(f"  {result['class']}, logits equal to {result['largest_difference']:.0e}: {result['folder']}")
+    return result
+
+
+def heading(title: str, text: str) -> None:
+    """A stage's title, and what happens in it and why."""
+    print(f"\n{title}")
+    print(textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="  "), flush=True)
+
+
+def report(model: str, record: dict) -> None:
+    print(f"  {model}: {rates(record['metrics'])}")
+
+
+def print_table(summary: dict, config: Config) -> None:
+    """ACC and LFR of each model, what the two mean, and where the files are."""
+    models, name = summary["models"], config.defence
+    names = {"poisoned": "poisoned", "fine_tuned": "fine-tuned (FT)"}
+    measured = ("ACC",) if config.attack == "none" else ("ACC", "LFR")
+    print(f"\n{'':16}{''.join(f'{each:>8}' for each in measured)}{'seconds':>10}")
+    for model, metrics in models.items():
+        seconds = sum(summary["seconds"][model].values())
+        print(f"{names.get(model, model):16}{''.join(f'{metrics[each]:8.3f}' for each in measured)}{seconds:10.0f}")
+    tuned, defended = models["fine_tuned"], models[name]
+    print(f"\nACC: accuracy on {np.sum(defended['clean']['confusion_matrix']):,} clean test texts; higher is better.")
+    cost = f"changes ACC by {defended['ACC'] - tuned['ACC']:+.3f}"
+    without = f", without {summary['heads_pruned']} of {summary['heads']} heads," if "heads" in summary else ""
+    if config.attack == "none":
+        print(
+            f"\n{name}{without} {cost}. Whether there was a backdoor, and whether it is gone, can't be measured without "
+            "knowing its trigger."
+        )
+    else:
+        others = np.delete(np.array(defended["poisoned"]["confusion_matrix"]), config.target_class, axis=0)
+        classes = "class" if len(others) == 1 else "classes"
+        print(
+            f"LFR: label flip rate, share of {others.sum():,} triggered test texts of the other {classes} that are taken "
+            "for the target class;\nlower is better."
+        )
+        print(
+            f"\nFine-tuning alone leaves an LFR of {tuned['LFR']:.3f}; {name}{without} leaves {defended['LFR']:.3f}, and "
+            f"{cost}."
+        )
+    print("\nFiles")
+    where = None
+    for folder, file, content in sorted(kept_files(summary, config), key=lambda kept: str(kept[0])):
+        if folder != where:
+            where = folder
+            print(f"in {where}")
+        print(f"  {file:31}{content}")
+    if not config.poisoned_model:
+        print(f"and the poisoned encoder, in {poisoned_model_folder(config)}")
+
+
+def kept_files(summary: dict, config: Config) -> list[tuple[Path, str, str]]:
+    """Folder, name and content of every file that a run leaves."""
+    config = as_defence(config)
+    last, folder = DEFENCES[config.defence].last, run_folder(config)
+    files = [(folder, f"{last.product}/", f"the encoder after {config.defence}, and its classification head")]
+    files.append((stage_folder(config, FINE_TUNING), f"{FINE_TUNING.product}/", "the same after fine-tuning alone"))
+    files.append((folder, "metrics.json", "these numbers with confusion matrices"))
+    files.append((folder, "config.json", "every setting"))
+    for stage in DEFENCES[config.defence].stages:
+        files.append((stage_folder(config, stage), stage.record, f"{stage.title}: settings, numbers, seconds"))
+    if summary.get("export"):
+        files.append((folder, "exported_model/", "the same for plain transformers, with a model card"))
+    if config.attack == "none":
+        files.append((folder, "clean_data/", "the texts as they were divided"))
+    if config.suspicious_texts:
+        files.append((folder, "suspicious_texts.csv", f"predictions before and after {config.defence}"))
+    return files
