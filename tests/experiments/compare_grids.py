@@ -11,6 +11,7 @@ a cell failed. Needs Parsl, and psutil, which comes with it.
 import argparse
 import contextlib
 import dataclasses
+import math
 import random
 import shlex
 import subprocess
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1, help="how often each of the two runs, in turn")
     parser.add_argument("--first", default="--workers 1 --threads 1", help="flags of the first (default: %(default)s)")
     parser.add_argument("--second", default="--workers 2 --threads 1", help="flags of the second (default: %(default)s)")
+    parser.add_argument("--table", type=Path, help="CSV file of an earlier run, in place of the first")
     parser.add_argument("--kills", type=int, default=0, help="workers of the second that are killed in a stage's middle")
     parser.add_argument("--wait", type=float, default=60, help="seconds between two kills, at most")
     parser.add_argument("--kill_seed", type=int, default=0, help="of their moments")
@@ -45,7 +47,10 @@ def main() -> None:
     for number in range(options.runs):
         with tempfile.TemporaryDirectory() as folder:
             arguments = [*options.arguments, *(tiny_arguments(Path(folder)) if options.tiny else [])]
-            first, first_seconds, _ = run_grid(Path(folder, "first"), arguments, options.first)
+            if options.table:
+                first, first_seconds = read(options.table), math.nan
+            else:
+                first, first_seconds, _ = run_grid(Path(folder, "first"), arguments, options.first)
             second, second_seconds, killed = run_grid(
                 Path(folder, "second"), arguments, options.second, options.kills, options.wait, rng
             )
@@ -53,7 +58,7 @@ def main() -> None:
         failed = int((first["error"] != "").sum() + (second["error"] != "").sum())
         equal = equal and same and not failed
         print(
-            f"run {number + 1}: {len(first)} cells; {options.first}: {first_seconds:.1f} s; {options.second}: "
+            f"run {number + 1}: {len(first)} cells; {options.table or options.first}: {first_seconds:.1f} s; {options.second}: "
             f"{second_seconds:.1f} s; ratio {first_seconds / second_seconds:.3f}; {killed} workers killed; "
             f"tables {'equal' if same else 'DIFFERENT'} but for seconds; {failed} cells failed",
             flush=True,
@@ -85,7 +90,11 @@ def run_grid(
     tables = [path for path in (folder / "output_dir").glob("*.csv")]
     if len(tables) != 1:
         sys.exit(f"{shlex.join(command)} left no table:\n{(folder / 'output').read_text()[-3000:]}")
-    return pd.read_csv(tables[0], keep_default_na=False), seconds, killed
+    return read(tables[0]), seconds, killed
+
+
+def read(table: Path) -> pd.DataFrame:
+    return pd.read_csv(table, keep_default_na=False, dtype=str)
 
 
 def kill_worker(folder: Path, rng: random.Random) -> int:
