@@ -58,7 +58,8 @@ def main() -> None:
         failed = int((first["error"] != "").sum() + (second["error"] != "").sum())
         equal = equal and same and not failed
         print(
-            f"run {number + 1}: {len(first)} cells; {options.table or options.first}: {first_seconds:.1f} s; {options.second}: "
+            f"run {number + 1}: {len(first)} cells; {options.table or options.first}: {first_seconds:.1f} s; "
+            f"{options.second}: "
             f"{second_seconds:.1f} s; ratio {first_seconds / second_seconds:.3f}; {killed} workers killed; "
             f"tables {'equal' if same else 'DIFFERENT'} but for seconds; {failed} cells failed",
             flush=True,
