@@ -120,7 +120,7 @@ class Config:
     """erase_relearn: share of the linear layers, from the lowest up, that are left alone, 0 to 1."""
     relearning_rate: float = 2e-4
     """erase_relearn: AdamW's peak learning rate, after a warm-up in a tenth of the steps; linear decay to 0."""
-    relearning_epochs: int = 4
+    relearning_epochs: int = 12
     """erase_relearn: passes over the clean train set, its texts changed at random."""
     entropy_epochs: int = 1
     """MEFT: passes over the clean train set that maximise entropy (Liu et al., 2023)."""

@@ -47,12 +47,16 @@ class Augmentation:
     """as those whose log share of texts differs by less than this between any two classes."""
 
 
+def no_words(tokeniser) -> set[int]:
+    """Numbers of the special tokens and of the unused ones."""
+    unused = {number for token, number in tokeniser.get_vocab().items() if token.startswith("[unused")}
+    return {*tokeniser.all_special_ids, *unused}
+
+
 def missing_tokens(texts: TokenisedTexts, tokeniser) -> np.ndarray:
     """Numbers of the vocabulary's tokens that `texts` lack, word pieces included, special and unused tokens left out."""
-    special = set(tokeniser.all_special_ids)
-    unused = {number for token, number in tokeniser.get_vocab().items() if token.startswith("[unused")}
     seen = {token for ids in texts.input_ids for token in ids}
-    return np.array(sorted(set(tokeniser.get_vocab().values()) - special - unused - seen))
+    return np.array(sorted(set(tokeniser.get_vocab().values()) - no_words(tokeniser) - seen))
 
 
 def frequent_tokens(texts: TokenisedTexts, tokeniser, number: int) -> np.ndarray:
@@ -77,15 +81,14 @@ def function_words(texts: TokenisedTexts, tokeniser, number: int, tied: float) -
 def nearest_tokens(embedding: torch.Tensor, tokens: np.ndarray, number: int, tokeniser) -> dict[int, list[int]]:
     """Each of `tokens` to the tokens of the most similar rows of `embedding`, [token, channel], by cosine about the mean.
 
-    Special tokens, and the token itself, are left out.
+    Special and unused tokens, and the token itself, are left out.
     """
     rows = nn.functional.normalize(embedding - embedding.mean(0), dim=1)
-    left_out = set(tokeniser.all_special_ids)
-    near = (rows[tokens] @ rows.T).topk(number + 1 + len(left_out)).indices.tolist()
-    return {
-        int(token): [other for other in others if other != token and other not in left_out][:number]
-        for token, others in zip(tokens, near, strict=True)
-    }
+    cosine = rows[tokens] @ rows.T  # [one of tokens, token]
+    cosine[:, sorted(no_words(tokeniser))] = -torch.inf
+    cosine[range(len(tokens)), tokens] = -torch.inf
+    near = cosine.topk(min(number, cosine.shape[1] - 1)).indices.tolist()
+    return dict(zip(tokens.tolist(), near, strict=True))
 
 
 class Augmenter:
