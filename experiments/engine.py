@@ -29,8 +29,8 @@ PARSL = "parsl==2026.10.26"
 
 PROJECT = Path(__file__).resolve().parent.parent
 
-LOST_WORKERS = 2
-"""How many workers a task may lose before it counts as failed: one that doesn't fit in memory loses them all."""
+LOST_WORKERS = 5
+"""How many workers a task may lose and still be tried again: one that doesn't fit in memory loses them all."""
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ def main() -> None:
         same = first.drop(columns="seconds").equals(second.drop(columns="seconds", errors="ignore"))
         failed = int((first["error"] != "").sum() + (second["error"] != "").sum())
         equal = equal and same and not failed
+        for error in sorted({*first["error"], *second["error"]} - {""}):
+            print(f"failed: {error}")
         print(
             f"run {number + 1}: {len(first)} cells; {options.table or options.first}: {first_seconds:.1f} s; "
             f"{options.second}: "

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import slurm_node
 
-from experiments.engine import PROJECT, Task, TaskError, run_tasks
+from experiments.engine import LOST_WORKERS, PROJECT, Task, TaskError, run_tasks
 from util import UserError
 
 TOYS = Path(__file__).resolve().parent
@@ -111,7 +111,7 @@ def test_workers(parsl, tmp_path, capfd, monkeypatch):
     ran = notes(tmp_path)
     assert {name: ran.count(name) for name in ran} == {
         **dict.fromkeys(("poison", "tune", "prune", "other", "after"), 1),
-        **{"lost": 2, "hopeless": 3},
+        **{"lost": 2, "hopeless": LOST_WORKERS + 1},
     }
     assert ran.index("poison") < min(ran.index("tune"), ran.index("prune"))
     assert ran.index("after") > max(ran.index("tune"), ran.index("lost"))
@@ -127,7 +127,7 @@ def test_workers(parsl, tmp_path, capfd, monkeypatch):
     assert isinstance(outcomes["mistake"], UserError)
     assert str(outcomes["mistake"]) == "found this; expected that"
     assert "SystemExit: left early" in str(outcomes["exit"])
-    assert str(outcomes["hopeless"]).startswith("its worker was killed 3 times")
+    assert str(outcomes["hopeless"]).startswith(f"its worker was killed {LOST_WORKERS + 1} times")
 
     # All that a task prints is in its log and nowhere else.
     text = log.read_text()
