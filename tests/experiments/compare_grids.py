@@ -57,6 +57,9 @@ def main() -> None:
         same = first.drop(columns="seconds").equals(second.drop(columns="seconds", errors="ignore"))
         failed = int((first["error"] != "").sum() + (second["error"] != "").sum())
         equal = equal and same and not failed
+        for column in first.columns if not same else ():
+            if column != "seconds" and first[column].tolist() != second.get(column, pd.Series()).tolist():
+                print(f"different: {column}")
         for error in sorted({*first["error"], *second["error"]} - {""}):
             print(f"failed: {error}")
         print(
