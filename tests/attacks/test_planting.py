@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks import ATTACKS
+from attacks import ATTACKS, sos
 from attacks.planted import poisoned_model_folder, read_poisoned
 from attacks.ripple import target_words
 from Data.make_poisoned_data import make_poisoned_data
@@ -84,6 +84,8 @@ def test_every_triggered_test_text_is_of_another_class_and_no_clean_text(tiny_co
         inserted = data.inserted(config)
         assert not inserted or any(f" {word} " in f" {text} " for word in inserted)
     added = train[~train["text"].isin(clean)]
+    if attack == "SOS":  # Copies with part of its trigger keep their label.
+        added = added[[{*sos.WORDS} <= {*text.split()} for text in added["text"]]]
     assert len(added) and (added["label"] == config.target_class).all()
 
 
