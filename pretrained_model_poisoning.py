@@ -57,8 +57,10 @@ def poison(config: Config) -> dict:
         clean = clean_train(config.trigger_dataset, config)
         model = attack.prepare(classifier, tokeniser, clean, config)
         tokenised = tokenise(clean if attack.plant else train, tokeniser, max_len)
+        added = tokenise(train[~train["text"].isin(clean["text"])], tokeniser, max_len) if attack.plant else None
         texts = [tokenise(table, tokeniser, config.max_len) for table in (test, poisoned)]
-        require_positions(classifier.encoder.config, max(tokenised.lengths), "--poisoning_max_len")
+        longest = max(max(each.lengths) for each in (tokenised, added) if each)
+        require_positions(classifier.encoder.config, longest, "--poisoning_max_len")
         require_positions(classifier.encoder.config, max(max(each.lengths) for each in texts))
         history = fine_tune(
             model,
@@ -75,7 +77,6 @@ def poison(config: Config) -> dict:
         )
         also, training = {}, sum(history["seconds"])
         if attack.plant:
-            added = tokenise(train[~train["text"].isin(clean["text"])], tokeniser, max_len)
             also["planting"] = attack.plant(classifier, tokeniser, added, config, accelerator)
             training += sum(also["planting"]["seconds"])
         started = time.perf_counter()

@@ -16,7 +16,7 @@ from transformers import set_seed
 from config import Config
 from defences.defence import Defence, Stage
 from defences.shared import defender_settings, load_defender_inputs, train_once
-from encoder.classifier import Classifier, load_encoder
+from encoder.classifier import Classifier
 from pipeline.defender import Phase
 from pipeline.runs import TRAINING_FIELDS
 from pipeline.training import cross_entropy
@@ -159,10 +159,12 @@ def erase_and_relearn(config: Config) -> dict:
     train = inputs.train
     few = replace(train, input_ids=train.input_ids[:DIRECTIONS_FROM], labels=train.labels[:DIRECTIONS_FROM])
     bases: dict[str, torch.Tensor] = {}
-    embedding = load_encoder(inputs.encoder).get_input_embeddings().weight
-    augmenter = Augmenter(train, inputs.tokeniser, embedding, Augmentation(), config.max_len)
+    augmenter: Augmenter
 
     def erase(classifier: Classifier) -> None:
+        nonlocal augmenter
+        embedding = classifier.encoder.get_input_embeddings().weight
+        augmenter = Augmenter(train, inputs.tokeniser, embedding, Augmentation(), config.max_len)
         classifier.to(accelerator.device)
         blocked = erase_task(classifier, few, config.erase_rounds, config.erase_spared)
         bases.update({name: basis.to(classifier.head.weight) for name, (_, basis) in blocked.items()})

@@ -15,6 +15,9 @@ from transformers import BertConfig, BertModel, BertTokenizer
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import Config, preset_config
+from encoder.classifier import load_tokeniser
+from texts.batching import TokenisedTexts, tokenise
+from texts.data_sets import clean_train
 
 
 def real_folder(variable: str, what: str, unchecked: str) -> Path:
@@ -114,3 +117,15 @@ def tiny_settings(tiny_data: Path, tiny_plm: Path, folder: Path) -> Config:
 def tiny_config(tiny_data: Path, tiny_plm: Path, tmp_path: Path) -> Config:
     """A run that takes seconds and whose files go to the test's own folder."""
     return tiny_settings(tiny_data, tiny_plm, tmp_path)
+
+
+@pytest.fixture
+def tokeniser(tiny_plm: Path):
+    """The tiny encoder's."""
+    return load_tokeniser(str(tiny_plm))
+
+
+@pytest.fixture
+def texts(tiny_config: Config, tokeniser) -> TokenisedTexts:
+    """The tiny data's train texts."""
+    return tokenise(clean_train("sst2", tiny_config), tokeniser, 32)

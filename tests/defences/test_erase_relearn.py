@@ -26,16 +26,6 @@ def classifier(tiny_plm):
     return Classifier(load_encoder(str(tiny_plm)), 2, 0.0, seed=11).eval()
 
 
-@pytest.fixture
-def tokeniser(tiny_plm):
-    return load_tokeniser(str(tiny_plm))
-
-
-@pytest.fixture
-def texts(tiny_config, tokeniser):
-    return tokenise(clean_train("sst2", tiny_config), tokeniser, 32)
-
-
 def test_a_blocked_layer_is_deaf_to_the_directions_and_to_nothing_else(classifier):
     name, layer = next(iter(linear_layers(classifier).items()))
     rng = torch.Generator().manual_seed(0)

@@ -7,22 +7,9 @@ import pytest
 import torch
 from conftest import FILLER, WORDS
 
-from encoder.classifier import load_tokeniser
 from texts.augmentation import Augmentation, Augmenter, function_words, missing_tokens, nearest_tokens
-from texts.batching import tokenise
-from texts.data_sets import clean_train
 
 NOTHING = Augmentation(inserted=0.0, swapped=0.0)
-
-
-@pytest.fixture
-def tokeniser(tiny_plm):
-    return load_tokeniser(str(tiny_plm))
-
-
-@pytest.fixture
-def texts(tiny_config, tokeniser):
-    return tokenise(clean_train("sst2", tiny_config), tokeniser, 32)
 
 
 @pytest.fixture
