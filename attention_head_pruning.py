@@ -23,7 +23,7 @@ from defences import DEFENCES
 from defences.defence import product_path, record_path
 from defences.fine_tuning import FINE_TUNING, fine_tune_clean
 from defences.pure import PRUNING
-from defences.shared import defender_settings, load_defender_inputs
+from defences.shared import accuracy_to_keep, defender_settings, load_defender_inputs, require_accuracy
 from encoder.classifier import Classifier, load_classifier
 from encoder.cls_attention import Heads, cls_entropy, cls_variance
 from encoder.layer_cache import LayerCache
@@ -181,11 +181,6 @@ def layer_variance(classifier: Classifier, texts: TokenisedTexts, max_len: int) 
     return [float(variance[layer][kept[layer]].mean()) for layer in range(len(variance))]
 
 
-def accuracy_to_keep(validation_accuracy: float, acc_threshold: float | None, acc_drop: float | None) -> float:
-    """The validation accuracy that the search keeps: the threshold, or the fine-tuned model's less `acc_drop`."""
-    return validation_accuracy - acc_drop if acc_threshold is None else acc_threshold
-
-
 def pruning_settings(config: Config, inputs: DefenderInputs, accelerator: Accelerator) -> dict:
     """All that the pruned heads depend on."""
     fine_tuned = load_json(record_path(config, FINE_TUNING)) or {}
@@ -228,12 +223,8 @@ def prune_heads(config: Config) -> dict:
         validation_accuracy = fine_tuned["validation_accuracy"]
         acc_threshold = accuracy_to_keep(validation_accuracy, config.acc_threshold, config.acc_drop)
         prunes = config.pruning_criterion != "none"
-        if prunes and validation_accuracy < acc_threshold:
-            raise UserError(
-                f"the fine-tuned model reaches a validation accuracy of {validation_accuracy:.3f} before any head is "
-                f"pruned, below acc_threshold {acc_threshold:g}; lower --acc_threshold, or train for more "
-                "--epochs or at another --learning_rate"
-            )
+        if prunes:
+            require_accuracy(validation_accuracy, acc_threshold, "head")
         started = time.perf_counter()
         classifier = load_classifier(product_path(config, FINE_TUNING)).to(accelerator.device)
         variance = head_variance(classifier, inputs.validation, config.max_len)

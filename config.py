@@ -46,6 +46,8 @@ class Config:
     """Folder or hub id of an encoder that is poisoned already, or may be; it takes the place of the poisoning stage. The attack then only says which triggers LFR is measured with."""
     tokeniser: str | None = None
     """Folder or hub id of a trusted tokeniser (that of the original encoder, say), used in place of the one beside the encoder that is defended; None: that one, if it does nothing else to texts than cut them into tokens."""
+    clean_encoder: str | None = None
+    """Folder, hub id or `minilm`: an encoder that is trusted, for the defences that need one (discard, fine_mixing)."""
     seed: int = 11
     """Random state of the poisoned rows, the classification heads, the order of texts and dropout (paper: 11 to 15)."""
 
@@ -102,9 +104,9 @@ class Config:
     learning_rate: float = 2e-5
     """AdamW's peak learning rate; linear decay to 0, no warm-up (paper: 2e-5)."""
     acc_threshold: float | None = 0.85
-    """Validation accuracy, 0 to 1, that head pruning must keep (paper: 0.85); None: the fine-tuned model's, less acc_drop."""
+    """Validation accuracy, 0 to 1, that head pruning (and fine_pruning's) must keep (paper: 0.85); None: the fine-tuned model's, less acc_drop."""
     acc_drop: float = 0.02
-    """Validation accuracy, 0 to 1, that head pruning may cost where acc_threshold is None."""
+    """Validation accuracy, 0 to 1, that head pruning (and fine_pruning's) may cost where acc_threshold is None."""
     pruning_criterion: Criterion = "variance"
     """Which heads go first: those of the lowest [CLS] variance (PURE), of the highest, of the highest [CLS] attention entropy, of the lowest gradient importance (Michel et al., 2019), at random; or none at all."""
     prune_step: int = 10
@@ -124,6 +126,16 @@ class Config:
     """erase_relearn: passes over the clean train set, its texts changed at random."""
     entropy_epochs: int = 1
     """MEFT: passes over the clean train set that maximise entropy (Liu et al., 2023)."""
+    entropy_head: Literal["trained", "frozen"] = "trained"
+    """MEFT: whether the classification head is trained in these passes (Liu et al., 2023), or left as it was drawn (MEFT_frozen_head)."""
+    forgetting_epochs: int = 10
+    """SEAM: passes over 320 clean train texts with random labels, at most (re-implementations of Zhu et al., 2023: 3 to 100)."""
+    forgetting_rate: float = 2e-4
+    """SEAM: AdamW's peak learning rate in these passes; linear decay to 0 (re-implementations: up to ten times that of the recovery)."""
+    reinit_layers: int = 2
+    """reinit_layers: how many of the encoder's layers, from the highest down, are drawn anew (Zhang et al., ICLR 2021: 1 to 6 of BERT-large's 24)."""
+    mixing_share: float = 0.5
+    """fine_mixing: share of the weights that are taken from clean_encoder, 0 to 1 (Zhang et al., 2022: as large as clean accuracy allows)."""
 
     # Every fine-tuning
     batch_size: int = 32
@@ -148,7 +160,7 @@ class Config:
     """Run finished stages again."""
 
 
-SWEPT = ("attack", "defence", "seed", "learning_rate", "penalty_coefficient", "pruning_criterion")
+SWEPT = ("attack", "defence", "seed", "learning_rate", "penalty_coefficient", "pruning_criterion", "mixing_share")
 
 
 @dataclass(frozen=True)
@@ -161,6 +173,7 @@ class Grid(Config):
     learning_rate: tuple[float, ...] = (2e-5,)
     penalty_coefficient: tuple[float, ...] = (0.15,)
     pruning_criterion: tuple[Criterion, ...] = ("variance",)
+    mixing_share: tuple[float, ...] = (0.5,)
     benign_floor: bool = False
     """Measure too what a never-poisoned encoder makes of the triggered texts, after the same defence: no defence can be asked for a lower LFR."""
     table: str = "grid"
@@ -207,16 +220,21 @@ AT_LEAST = {
     "poisoning_max_len": 3,
     "surgery_words": 0,
     "entropy_epochs": 1,
+    "forgetting_epochs": 1,
+    "reinit_layers": 1,
     "erase_rounds": 1,
     "relearning_epochs": 1,
     "target_class": 0,
 }
 SHARES = (
     *("rare_word_share", "hiddenkiller_share", "stylebkd_share"),
-    *("acc_threshold", "acc_drop", "classifier_dropout", "erase_spared"),
+    *("acc_threshold", "acc_drop", "classifier_dropout", "erase_spared", "mixing_share"),
 )
 WEIGHTS = ("penalty_coefficient", "ripple_coefficient")
-RATES = ("poisoning_learning_rate", "learning_rate", "fth_learning_rate", "relearning_rate", "max_grad_norm")
+RATES = (
+    *("poisoning_learning_rate", "learning_rate", "fth_learning_rate", "relearning_rate", "forgetting_rate"),
+    "max_grad_norm",
+)
 
 # These change nothing about a stage's result: which defence a run goes on to, where it happens, where its files go.
 NOT_SETTINGS = (

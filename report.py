@@ -20,12 +20,12 @@ import numpy as np
 from attacks import ATTACKS
 from attacks.planted import RECORD as POISONING_RECORD
 from attacks.planted import poisoned_model_folder, read_poisoned
-from attention_head_pruning import accuracy_to_keep
 from config import NOT_SETTINGS, PRESETS, Config, check_ranges, parse, preset_config
 from defences import DEFENCES
 from defences.defence import as_defence, defended_model_folder, product_path, record_path, run_folder
 from defences.fine_tuning import FINE_TUNING
 from defences.pure import PRUNING
+from defences.shared import accuracy_to_keep
 from encoder.classifier import load_tokeniser, resolve_plm
 from experiments.grid import floor_path
 from experiments.results_table import settings_text

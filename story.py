@@ -47,6 +47,7 @@ def run_all(config: Config) -> dict:
     config = as_defence(config)
     defence, folder = DEFENCES[config.defence], run_folder(config)
     # What can fail at once fails before minutes of work.
+    defence.check(config)
     accelerator = make_accelerator(config.device, config.precision)
     require_writable(config.output_dir)
     if config.suspicious_texts:

@@ -52,6 +52,8 @@ class Defence:
     """The stage that it ends with; those before it follow."""
     changes: Callable[[Config], dict] = lambda config: {}
     """Fields that it stands for, with their values."""
+    check: Callable[[Config], object] = lambda config: None
+    """Raises a UserError where a configuration lacks what it needs, before anything is run."""
 
     @property
     def stages(self) -> tuple[Stage, ...]:

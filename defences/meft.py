@@ -27,16 +27,23 @@ def maximise_entropy_and_fine_tune(config: Config) -> dict:
         UserError: something to read is missing, a folder is not writable, or the loss is not finite.
     """
     phases = [
-        Phase("meft_entropy", "maximising entropy", negative_entropy, config.entropy_epochs),
+        Phase(
+            "meft_entropy",
+            "maximising entropy",
+            negative_entropy,
+            config.entropy_epochs,
+            freeze_head=config.entropy_head == "frozen",
+        ),
         Phase("meft_fine_tuning", "fine-tuning on clean data", cross_entropy, config.epochs),
     ]
     return train_released(config, ENTROPY, phases)
 
 
 def told(config: Config) -> str:
+    frozen = ", with the fresh classification head held as it is," if config.entropy_head == "frozen" else ""
     return (
-        "The released encoder is first trained to be as unsure of the clean texts as it can, which is to make it forget "
-        "what it was taught, and then fine-tuned on them."
+        f"The released encoder is first trained{frozen} to be as unsure of the clean texts as it can, which is to make it "
+        "forget what it was taught, and then fine-tuned on them."
     )
 
 
@@ -48,7 +55,7 @@ ENTROPY = Stage(
     run="defences.meft:maximise_entropy_and_fine_tune",
     record="meft.json",
     product="meft_model",
-    reads=(*DEFENCE_FIELDS, "entropy_epochs"),
+    reads=(*DEFENCE_FIELDS, "entropy_epochs", "entropy_head"),
     title="Maximum entropy and fine-tuning (MEFT)",
     told=told,
     done=done,
@@ -57,3 +64,9 @@ ENTROPY = Stage(
 )
 
 MEFT = Defence(paper="Liu et al., Findings of ACL 2023", last=ENTROPY)
+# A fresh head can reach the maximum of entropy alone, by weights of zero, and leave the encoder what it was.
+MEFT_FROZEN_HEAD = Defence(
+    paper="Liu et al., Findings of ACL 2023, with one change",
+    last=ENTROPY,
+    changes=lambda config: {"entropy_head": "frozen"},
+)

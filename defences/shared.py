@@ -3,16 +3,17 @@
 import functools
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from attacks.planted import RECORD, poisoned_model_folder, read_poisoned
 from config import Config
-from defences.defence import Stage, product_path, record_path
+from defences.defence import Stage, product_path, record_path, run_stage
 from encoder.classifier import (
     Classifier,
+    load_classifier,
     load_config,
     load_tokeniser,
     require_positions,
@@ -114,13 +115,15 @@ def train_once(
     accelerator: Accelerator,
     settings: dict,
     prepare: Callable[[Classifier], None] = lambda classifier: None,
+    begin: Callable[[], Classifier] | None = None,
     **also: object,
 ) -> tuple[dict, bool]:
-    """Train the suspicious encoder, a fresh head on it, in a stage's phases, unless that is done already.
+    """Train a classifier in a stage's phases, unless that is done already.
 
     Args:
         settings: all that the result depends on.
         prepare: what is done to the classifier before, in place.
+        begin: makes the classifier; None: the suspicious encoder, a fresh head on it.
         also: further entries of the record.
 
     Returns:
@@ -130,7 +133,7 @@ def train_once(
     checkpoints = tuple(record.with_name(f"{phase.name}.checkpoint.pt") for phase in phases)
 
     def compute() -> dict:
-        classifier = new_classifier(config, inputs)
+        classifier = begin() if begin else new_classifier(config, inputs)
         prepare(classifier)
         return train_and_measure(
             classifier,
@@ -148,11 +151,71 @@ def train_once(
     return run_once(record, settings, compute, product=product, overwrite=config.overwrite, checkpoints=checkpoints)
 
 
-def train_released(config: Config, stage: Stage, phases: list[Phase]) -> dict:
-    """The record of a stage that trains the encoder as it was released, with nothing but some objectives of its own."""
+def start(config: Config, stage: Stage, **read: object) -> tuple[DefenderInputs, Accelerator, dict]:
+    """What a stage begins with: what it reads, the device, and all that its result depends on.
+
+    Args:
+        read: what it reads beside that, by fingerprint.
+    """
     require_writable(config.output_dir)
     accelerator = make_accelerator(config.device, config.precision)
     inputs = load_defender_inputs(config)
-    settings = defender_settings(config, stage, inputs, accelerator)
-    record, _ = train_once(config, stage, phases, inputs=inputs, accelerator=accelerator, settings=settings)
-    return record
+    return inputs, accelerator, defender_settings(config, stage, inputs, accelerator, **read)
+
+
+def train_released(
+    config: Config,
+    stage: Stage,
+    phases: list[Phase],
+    prepare: Callable[[Classifier], None] = lambda classifier: None,
+) -> dict:
+    """The record of a stage that trains the encoder as it was released, with objectives of its own.
+
+    Args:
+        prepare: what is done to the classifier before, in place.
+    """
+    inputs, accelerator, settings = start(config, stage)
+    return train_once(config, stage, phases, inputs=inputs, accelerator=accelerator, settings=settings, prepare=prepare)[0]
+
+
+def trusted_encoder(config: Config) -> str:
+    """The folder of the encoder that is trusted.
+
+    Raises:
+        UserError: none is named, or it isn't there.
+    """
+    if not config.clean_encoder:
+        raise UserError(
+            f"--defence {config.defence} needs an encoder that is trusted, and none is named; give a folder, a hub id or "
+            "minilm with --clean_encoder"
+        )
+    return resolve_plm(config.clean_encoder)
+
+
+def record_before(config: Config, stage: Stage) -> dict:
+    """The record of the stage before a stage, computed if it isn't there."""
+    return run_stage(stage.after, replace(config, overwrite=False))
+
+
+def model_before(config: Config, stage: Stage) -> Classifier:
+    """The classifier that the stage before a stage has written."""
+    return load_classifier(product_path(config, stage.after), config.classifier_dropout)
+
+
+def accuracy_to_keep(validation_accuracy: float, acc_threshold: float | None, acc_drop: float | None) -> float:
+    """The validation accuracy that pruning keeps: the threshold, or the fine-tuned model's less `acc_drop`."""
+    return validation_accuracy - acc_drop if acc_threshold is None else acc_threshold
+
+
+def require_accuracy(validation_accuracy: float, acc_threshold: float, part: str) -> None:
+    """Raise a UserError if the fine-tuned model is below the accuracy to keep before anything is pruned.
+
+    Args:
+        part: what would be pruned, in one word.
+    """
+    if validation_accuracy < acc_threshold:
+        raise UserError(
+            f"the fine-tuned model reaches a validation accuracy of {validation_accuracy:.3f} before any {part} is "
+            f"pruned, below acc_threshold {acc_threshold:g}; lower --acc_threshold, or train for more "
+            "--epochs or at another --learning_rate"
+        )

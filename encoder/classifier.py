@@ -203,17 +203,18 @@ def require_positions(config: PreTrainedConfig, longest: int, flag: str = "--max
         )
 
 
-def require_same_architecture(source: str, other: str) -> None:
-    """Raise a UserError unless two encoders have the same kind and sizes: one can't be the other, never poisoned."""
+def require_same_architecture(source: str, other: str, consequence: str) -> None:
+    """Raise a UserError unless two encoders have the same kind and sizes.
+
+    Args:
+        consequence: what follows from a difference, and what mends it, for the message.
+    """
     configs = [load_config(resolve_plm(name)) for name in (source, other)]
-    kinds = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+    kinds = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     first, second = ({kind: getattr(config, kind, None) for kind in kinds} for config in configs)
     if first != second:
         differs = ", ".join(f"{kind} {first[kind]} and {second[kind]}" for kind in kinds if first[kind] != second[kind])
-        raise UserError(
-            f"the encoders {source} and {other} differ in {differs}, so the one can't be the other before it was poisoned; "
-            "name the clean encoder that it was made from with --plm"
-        )
+        raise UserError(f"the encoders {source} and {other} differ in {differs}, {consequence}")
 
 
 def require_encoder(config: PreTrainedConfig, source: str) -> None:

@@ -145,8 +145,13 @@ def run_grid(grid: Grid) -> tuple[pd.DataFrame, Path]:
     require_writable(grid.output_dir)
     path = Path(grid.output_dir) / f"{grid.table}.csv"
     configs = cells(grid)
+    for config in configs:
+        DEFENCES[config.defence].check(config)
     if grid.benign_floor and grid.poisoned_model:
-        require_same_architecture(grid.poisoned_model, grid.plm)
+        consequence = (
+            "so the one can't be the other before it was poisoned; name the clean encoder that it was made from with --plm"
+        )
+        require_same_architecture(grid.poisoned_model, grid.plm, consequence)
     own = [steps(config) for config in configs]
     floors = [floor_steps(config) if grid.benign_floor else [] for config in configs]
     planned: dict[Path, Step] = {}  # What is to do, each stage once, a cell's after those of the cells before it.
@@ -250,8 +255,6 @@ def said(error: Exception) -> str:
 
 def cell_name(config: Config, grid: Grid) -> str:
     """What tells a cell from the others."""
-    several = [
-        name for name in ("learning_rate", "penalty_coefficient", "pruning_criterion") if len(getattr(grid, name)) > 1
-    ]
+    several = [name for name in SWEPT if name not in ("attack", "defence", "seed") and len(getattr(grid, name)) > 1]
     also = "".join(f", {name} {getattr(config, name)}" for name in several)
     return f"{config.attack}, {config.defence}, seed {config.seed}{also}"

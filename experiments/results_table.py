@@ -29,6 +29,7 @@ MAY_VARY = [
     "learning_rate",
     "penalty_coefficient",
     "pruning_criterion",
+    "mixing_share",
 ]
 
 NUMBERS = ["ACC", "LFR", "poisoned_LFR", "floor_ACC", "floor_LFR", "heads_pruned", "seconds"]

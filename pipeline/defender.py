@@ -46,7 +46,11 @@ class Phase:
     warm_up: float = 0.0
     texts_of: Callable[[int], TokenisedTexts] | None = None
     after_step: Callable[[nn.Module], None] | None = None
+    accuracy_below: float | None = None
+    freeze_head: bool = False
     """These as for `pipeline.training.fine_tune`."""
+    texts: TokenisedTexts | None = None
+    """None: the clean train texts."""
 
 
 def new_classifier(config: Config, inputs: DefenderInputs) -> Classifier:
@@ -69,7 +73,7 @@ def train_and_measure(
     model_folder: Path,
     **also: object,
 ) -> dict:
-    """Fine-tune on the clean train texts in one phase or several, measure, and write the model.
+    """Fine-tune on clean texts in one phase or several, measure, and write the model.
 
     Args:
         settings: all that the result depends on.
@@ -83,13 +87,15 @@ def train_and_measure(
     histories = {
         phase.name: fine_tune(
             classifier,
-            inputs.train,
+            phase.texts or inputs.train,
             phase.objective,
             learning_rate=phase.learning_rate or config.learning_rate,
             epochs=phase.epochs,
             warm_up=phase.warm_up,
             texts_of=phase.texts_of,
             after_step=phase.after_step,
+            accuracy_below=phase.accuracy_below,
+            freeze_head=phase.freeze_head,
             config=config,
             accelerator=accelerator,
             checkpoint=checkpoint,

@@ -48,6 +48,8 @@ def fine_tune(
     warm_up: float = 0.0,
     texts_of: Callable[[int], TokenisedTexts] | None = None,
     after_step: Callable[[nn.Module], None] | None = None,
+    accuracy_below: float | None = None,
+    freeze_head: bool = False,
 ) -> dict:
     """Minimise `objective` in place: AdamW, linear decay, clipped gradients; the last epoch is kept.
 
@@ -62,9 +64,12 @@ def fine_tune(
         warm_up: share of the steps in which the learning rate rises from 0, 0 to 1.
         texts_of: epoch to the texts that take the place of `texts` in it, as many; a function of the epoch alone.
         after_step: called with the model after every step.
+        accuracy_below: the training ends after the first epoch that leaves the accuracy on its texts below this, 0 to 1.
+        freeze_head: whether the classification head stays as it is.
 
     Returns:
-        `losses`: name of each part of the loss to its value per step; `seconds`: time of each epoch.
+        `losses`: name of each part of the loss to its value per step; `seconds`: time of each epoch; with `accuracy_below`
+        `accuracy` after each epoch.
 
     Raises:
         UserError: the loss is not finite.
@@ -84,6 +89,8 @@ def fine_tune(
     steps = -(-len(texts) // config.batch_size) * epochs
     schedule = get_linear_schedule_with_warmup(optimizer, num_warmup_steps=round(warm_up * steps), num_training_steps=steps)
 
+    if freeze_head:
+        model.head.requires_grad_(False)
     history = {"losses": {}, "seconds": []}
     saved = load_checkpoint(checkpoint, settings)
     if saved:
@@ -94,9 +101,11 @@ def fine_tune(
         print(f"  {description}: {len(history['seconds'])} of {epochs} epochs were done already")
 
     remove_stale(checkpoint)
-    model.train()
     for epoch in range(len(history["seconds"]), epochs):
+        if accuracy_below is not None and history.get("accuracy", [np.inf])[-1] < accuracy_below:
+            break
         started = time.perf_counter()
+        model.train()
         # Dropout depends on seed and epoch alone, not on what ran before: a resumed run equals an undisturbed one.
         set_seed(config.seed * 1000 + epoch)
         losses: list[dict[str, torch.Tensor]] = []
@@ -127,6 +136,8 @@ def fine_tune(
         for name in losses[0]:
             values = torch.stack([parts[name] for parts in losses]).tolist()
             history["losses"].setdefault(name, []).extend(float(f"{value:.6g}") for value in values)
+        if accuracy_below is not None:
+            history.setdefault("accuracy", []).append(accuracy(model, texts, description, accelerator))
         seconds = time.perf_counter() - started
         history["seconds"].append(round(seconds, 2))
         means = ", ".join(
@@ -141,10 +152,11 @@ def fine_tune(
             "history": history,
         }
         write_whole(checkpoint, lambda temporary, state=state: torch.save(state, temporary))
+    if freeze_head:
+        model.head.requires_grad_(True)
     weight_decay = optimizer.param_groups[0]["weight_decay"]
-    decay = np.prod(
-        [1 - learning_rate * factor(step) * weight_decay for factor in schedule.lr_lambdas for step in range(steps)]
-    )
+    taken = range(max(map(len, history["losses"].values()), default=0))
+    decay = np.prod([1 - learning_rate * factor(step) * weight_decay for factor in schedule.lr_lambdas for step in taken])
     all_rows = (all_rows * decay).to(device)
     all_rows[used] = embedding.weight.detach()
     embedding.weight = nn.Parameter(all_rows)

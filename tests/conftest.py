@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import Config, preset_config
+from Data.make_poisoned_data import make_poisoned_data
 from encoder.classifier import load_tokeniser
 from texts.batching import TokenisedTexts, tokenise
 from texts.data_sets import clean_train
@@ -117,6 +119,14 @@ def tiny_settings(tiny_data: Path, tiny_plm: Path, folder: Path) -> Config:
 def tiny_config(tiny_data: Path, tiny_plm: Path, tmp_path: Path) -> Config:
     """A run that takes seconds and whose files go to the test's own folder."""
     return tiny_settings(tiny_data, tiny_plm, tmp_path)
+
+
+@pytest.fixture
+def given(tiny_config):
+    """A run on an encoder that is given."""
+    config = replace(tiny_config, poisoned_model=tiny_config.plm, epochs=1, acc_threshold=0.0)
+    make_poisoned_data(config)
+    return config
 
 
 @pytest.fixture

@@ -25,6 +25,11 @@ class TokenisedTexts:
         """[text], in tokens."""
         return np.array([len(ids) for ids in self.input_ids])
 
+    def select(self, indices: np.ndarray) -> "TokenisedTexts":
+        """Some of the texts, in the order of `indices`."""
+        ids, labels = ([values[index] for index in indices] for values in (self.input_ids, self.labels))
+        return replace(self, input_ids=ids, labels=labels)
+
     def batch(self, indices: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
         """`input_ids` and `attention_mask` [batch, key], `labels` [batch]."""
         rows = [torch.tensor(self.input_ids[index]) for index in indices]

@@ -1,5 +1,6 @@
 """Each defence does what its row says, from the encoder that was released."""
 
+import dataclasses
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,8 @@ from safetensors.torch import load_file, save_file
 from attacks import ATTACKS
 from attention_head_pruning import prune_heads
 from attention_normalization import normalise_attention
-from config import parse_config
-from Data.make_poisoned_data import make_poisoned_data
-from defences import DEFENCES
+from config import parse_config, preset_grid
+from defences import DEFENCES, meft
 from defences.defence import (
     as_defence,
     defended_model_folder,
@@ -23,15 +23,8 @@ from defences.defence import (
     takes_notice,
 )
 from defences.fine_tuning import FINE_TUNING
+from experiments.grid import run_grid
 from util import load_json
-
-
-@pytest.fixture
-def given(tiny_config):
-    """A run on an encoder that is given."""
-    config = replace(tiny_config, poisoned_model=tiny_config.plm, epochs=1, acc_threshold=0.0)
-    make_poisoned_data(config)
-    return config
 
 
 def defend(config):
@@ -46,6 +39,36 @@ def test_meft_maximises_entropy_first(given):
     assert len(entropy["seconds"]) == 2 and len(tuning["seconds"]) == 1
     # Minus the entropy of 32 texts, which is at most 32 log 2.
     assert -32 * np.log(2) - 1e-3 <= min(entropy["losses"]["negative_entropy"]) < 0
+
+
+def test_meft_with_a_frozen_head_differs_in_that_alone(given, monkeypatch):
+    phases = {}
+    monkeypatch.setattr(meft, "train_released", lambda config, stage, found: phases.update({config.entropy_head: found}))
+    for name in ("MEFT", "MEFT_frozen_head"):
+        defend(replace(given, defence=name))
+    assert [phase.freeze_head for phase in phases["trained"]] == [False, False]
+    assert [phase.freeze_head for phase in phases["frozen"]] == [True, False]
+    assert [replace(phase, freeze_head=False) for phase in phases["frozen"]] == phases["trained"]
+
+
+PURIFIERS = ("MEFT_frozen_head", "SEAM", "fine_pruning", "reinit_layers", "fine_mixing", "discard")
+
+
+def test_purifiers_as_a_grid_and_their_floors(tiny_config):
+    """Each on an encoder that was planted: its numbers, its own floor, and what it says of itself."""
+    changes = {"defence": PURIFIERS, "clean_encoder": tiny_config.plm, "poisoning_epochs": 1, "acc_threshold": 0.0}
+    values = {field.name: getattr(tiny_config, field.name) for field in dataclasses.fields(tiny_config)}
+    table, _ = run_grid(preset_grid(**{**values, **changes, "epochs": 1, "benign_floor": True}))
+    assert (table["error"] == "").all() and set(table["defence"]) == set(PURIFIERS)
+    assert table[["ACC", "LFR", "floor_ACC", "floor_LFR"]].notna().all(axis=None)
+    rows = table.set_index("defence")
+    assert rows.loc["discard", "LFR"] == rows.loc["discard", "floor_LFR"]
+    for name in PURIFIERS:
+        config = as_defence(replace(tiny_config, **{**changes, "defence": name, "epochs": 1}))
+        for stage in DEFENCES[name].stages:
+            record = load_json(record_path(config, stage))
+            assert len(stage.told(config)) > 80 and len(stage.done(record)) > 40
+            assert set(stage.phases) == set(record["training"])
 
 
 def test_pure_s_second_step_starts_from_the_released_encoder(given):
@@ -87,6 +110,7 @@ def test_a_stage_script_s_command_line_stands_for_its_defence():
 
 def test_what_a_defence_takes_notice_of():
     assert takes_notice("FT") == takes_notice("MEFT") == {"learning_rate"}
+    assert takes_notice("SEAM") == takes_notice("discard") == takes_notice("MEFT_frozen_head") == {"learning_rate"}
     assert takes_notice("FTH") == takes_notice("erase_relearn") == set()
     assert takes_notice("PURE") == {"learning_rate", "penalty_coefficient", "pruning_criterion"}
     assert takes_notice("prune_only") == {"learning_rate", "pruning_criterion"}

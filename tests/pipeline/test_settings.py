@@ -15,14 +15,15 @@ import attention_normalization
 import pretrained_model_poisoning
 from config import NOT_SETTINGS, Config
 from Data.make_poisoned_data import make_poisoned_data
-from defences import erase_relearn, fine_tuning, meft, shared
+from defences import discard, erase_relearn, fine_mixing, fine_pruning, fine_tuning, meft, reinit_layers, seam, shared
 from defences.defence import as_defence
 
-STAGES = POISONING, FT, MEFT, PRUNING, NORMALISATION, ERASING = (
+STAGES = POISONING, FT, MEFT, PRUNING, NORMALISATION, ERASING, SEAM, NEURONS, REINIT, MIXING, DISCARD = (
     *("poisoning", "FT", "MEFT", "pruning", "normalisation", "erasing"),
+    *("SEAM", "neurons", "reinit", "mixing", "discard"),
 )
-DEFENDER = {FT, MEFT, PRUNING, NORMALISATION, ERASING}
 ALL = {*STAGES}
+DEFENDER = ALL - {POISONING}
 
 
 @pytest.fixture
@@ -50,8 +51,9 @@ def table(tmp_path, tiny_data) -> Path:
 CHANGES = {
     "attack": ("HiddenKiller", {}, ALL),
     "plm": ("OTHER", {}, {POISONING}),
-    "poisoned_model": ("OTHER", {}, DEFENDER),
+    "poisoned_model": ("OTHER", {}, DEFENDER - {DISCARD}),
     "tokeniser": ("OTHER", {}, DEFENDER),
+    "clean_encoder": ("OTHER", {}, {MIXING, DISCARD}),
     "seed": (12, {}, ALL),
     "trigger_dataset": ("hiddenkiller_sst2", {"setting": "DS", "trigger_dataset": "stylebkd_sst2"}, {POISONING}),
     "clean_dataset": ("hiddenkiller_sst2", {"setting": "DS", "trigger_dataset": "stylebkd_sst2"}, ALL),
@@ -76,12 +78,17 @@ CHANGES = {
     "erase_spared": (0.25, {}, {ERASING}),
     "relearning_rate": (1e-3, {}, {ERASING}),
     "relearning_epochs": (2, {}, {ERASING}),
-    "acc_threshold": (0.5, {}, {PRUNING}),
-    "acc_drop": (0.1, {"acc_threshold": None}, {PRUNING}),
+    "acc_threshold": (0.5, {}, {PRUNING, NEURONS}),
+    "acc_drop": (0.1, {"acc_threshold": None}, {PRUNING, NEURONS}),
     "pruning_criterion": ("entropy", {}, {PRUNING}),
     "prune_step": (3, {}, {PRUNING}),
     "penalty_coefficient": (0.3, {}, {NORMALISATION}),
     "entropy_epochs": (2, {}, {MEFT}),
+    "entropy_head": ("frozen", {}, {MEFT}),
+    "forgetting_epochs": (2, {}, {SEAM}),
+    "forgetting_rate": (1e-3, {}, {SEAM}),
+    "reinit_layers": (1, {}, {REINIT}),
+    "mixing_share": (0.2, {}, {MIXING}),
     "batch_size": (16, {}, ALL),
     "max_grad_norm": (2.0, {}, ALL),
     "classifier_dropout": (0.2, {}, ALL),
@@ -109,6 +116,7 @@ def settings_of(monkeypatch):
     for module in (pretrained_model_poisoning, attention_head_pruning, shared):
         monkeypatch.setattr(module, "run_once", note)
     monkeypatch.setattr(attention_head_pruning, "fine_tune_clean", lambda config: {"product": "0"})
+    monkeypatch.setattr(shared, "run_stage", lambda stage, config: {"product": "0"})
     heads = {0: [1], 1: []}
     monkeypatch.setattr(attention_normalization, "load_pruned_heads", lambda *read: (heads, [0.1, 0.2]))
     stages = {
@@ -117,6 +125,11 @@ def settings_of(monkeypatch):
         PRUNING: attention_head_pruning.prune_heads,
         NORMALISATION: attention_normalization.normalise_attention,
         ERASING: erase_relearn.erase_and_relearn,
+        SEAM: seam.forget_and_recover,
+        NEURONS: fine_pruning.prune_and_fine_tune,
+        REINIT: reinit_layers.fine_tune_below_new_layers,
+        MIXING: fine_mixing.mix_and_fine_tune,
+        DISCARD: discard.fine_tune_trusted,
     }
 
     def found(config: Config) -> dict[str, dict]:
@@ -146,19 +159,20 @@ def test_a_changed_field_changes_the_settings_of_what_reads_it(field, tiny_confi
     known = {"OTHER": str(other_plm), "TABLE": str(table)}
     before = {name: known.get(each, each) if isinstance(each, str) else each for name, each in before.items()}
     value = known.get(value, value) if isinstance(value, str) else value
-    first = replace(tiny_config, **{"poisoned_model": tiny_config.plm, **before})
+    first = replace(tiny_config, **{"poisoned_model": tiny_config.plm, "clean_encoder": tiny_config.plm, **before})
     old, new = settings_of(first), settings_of(replace(first, **{field: value}))
     assert {name for name in old if old[name] != new[name]} == readers
 
 
 def test_settings_name_the_method_and_the_classes(tiny_config, settings_of):
-    for settings in settings_of(replace(tiny_config, poisoned_model=tiny_config.plm)).values():
+    config = replace(tiny_config, poisoned_model=tiny_config.plm, clean_encoder=tiny_config.plm)
+    for settings in settings_of(config).values():
         assert settings["method"] >= 1 and settings["classes"] == ["0", "1"]
 
 
 def test_a_file_of_the_encoder_that_changes_is_noticed(tiny_config, other_plm, settings_of):
     """Not its weights alone: its configuration and its tokeniser make another function of the same weights."""
-    config = replace(tiny_config, plm=str(other_plm), poisoned_model=str(other_plm))
+    config = replace(tiny_config, plm=str(other_plm), poisoned_model=str(other_plm), clean_encoder=str(other_plm))
     for name, old, new in (("config.json", '"gelu"', '"relu"'), ("tokenizer.json", '"cf"', '"fc"')):
         first = settings_of(config)
         text = (other_plm / name).read_text()

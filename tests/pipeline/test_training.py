@@ -107,7 +107,7 @@ def parts(tiny_config):
     return classifier, texts, make_accelerator("cpu", "fp32")
 
 
-def tune(parts, config, checkpoint, epochs, learning_rate=1e-2, settings=None):
+def tune(parts, config, checkpoint, epochs, learning_rate=1e-2, settings=None, **also):
     classifier, texts, accelerator = parts
     return fine_tune(
         classifier,
@@ -120,6 +120,7 @@ def tune(parts, config, checkpoint, epochs, learning_rate=1e-2, settings=None):
         checkpoint=checkpoint,
         settings=settings or {"of": "this test"},
         description="test",
+        **also,
     )
 
 
@@ -162,6 +163,35 @@ def test_a_checkpoint_of_other_settings_is_not_used(parts, tiny_config, tmp_path
     tune(parts, tiny_config, tmp_path / "c.pt", epochs=1)
     history = tune(parts, tiny_config, tmp_path / "c.pt", epochs=2, settings={"of": "another"})
     assert len(history["seconds"]) == 2 and "were done already" not in capsys.readouterr().out
+
+
+def test_training_ends_after_the_first_epoch_that_is_bad_enough(parts, tiny_config, tmp_path):
+    """And does not go on when it is asked for again; rows that no text uses have decayed for the steps that were made."""
+    classifier, texts, accelerator = parts
+    texts = texts.select(np.arange(64))
+    (unused, *_) = sorted({*range(classifier.encoder.config.vocab_size)} - {*renumber(texts)[1]})
+    before = classifier.encoder.get_input_embeddings().weight[unused].detach().clone()
+    for _ in range(2):
+        history = tune((classifier, texts, accelerator), tiny_config, tmp_path / "c.pt", epochs=2, accuracy_below=1.01)
+        assert len(history["accuracy"]) == len(history["seconds"]) == 1 and len(history["losses"]["cross_entropy"]) == 2
+        assert history["accuracy"][0] == accuracy(classifier, texts)
+        after = classifier.encoder.get_input_embeddings().weight[unused]
+        torch.testing.assert_close(after, before * (1 - 1e-4) * (1 - 0.75e-4), rtol=1e-6, atol=0)
+        classifier.encoder.get_input_embeddings().weight.data[unused] = before
+    history = tune((classifier, texts, accelerator), tiny_config, tmp_path / "d.pt", epochs=2, accuracy_below=0.0)
+    assert len(history["accuracy"]) == 2
+
+
+def test_a_frozen_head_stays_as_it_is_and_learns_again(parts, tiny_config, tmp_path):
+    classifier = parts[0]
+    head, states = classifier.head.weight.detach().clone(), copy.deepcopy(classifier.encoder.state_dict())
+    tune(parts, tiny_config, tmp_path / "c.pt", epochs=1, freeze_head=True)
+    assert torch.equal(classifier.head.weight, head)
+    assert not torch.equal(
+        classifier.encoder.state_dict()["encoder.layer.0.output.dense.weight"], states["encoder.layer.0.output.dense.weight"]
+    )
+    tune(parts, tiny_config, tmp_path / "d.pt", epochs=1)
+    assert not torch.equal(classifier.head.weight, head)
 
 
 def test_non_finite_loss(parts, tiny_config, tmp_path):
