@@ -14,6 +14,7 @@ DEFENCES = Table(
             "defences.fine_pruning:FINE_PRUNING",
         ),
         "reinit_layers": ("fine-tuning with the top layers drawn anew", "defences.reinit_layers:REINIT_LAYERS"),
+        "MBTSAD": ("distils a model that learnt from words cut in two", "defences.mbtsad:MBTSAD"),
         "fine_mixing": ("mixes in a clean encoder's weights, then fine-tunes", "defences.fine_mixing:FINE_MIXING"),
         "discard": ("fine-tunes a clean encoder in its place", "defences.discard:DISCARD"),
         "PURE": ("head pruning, then fine-tuning with normalised attention", "defences.pure:PURE"),

@@ -51,7 +51,7 @@ def test_meft_with_a_frozen_head_differs_in_that_alone(given, monkeypatch):
     assert [replace(phase, freeze_head=False) for phase in phases["frozen"]] == phases["trained"]
 
 
-PURIFIERS = ("MEFT_frozen_head", "SEAM", "fine_pruning", "reinit_layers", "fine_mixing", "discard")
+PURIFIERS = ("MEFT_frozen_head", "SEAM", "fine_pruning", "reinit_layers", "MBTSAD", "fine_mixing", "discard")
 
 
 def test_purifiers_as_a_grid_and_their_floors(tiny_config):

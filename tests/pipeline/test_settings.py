@@ -15,12 +15,23 @@ import attention_normalization
 import pretrained_model_poisoning
 from config import NOT_SETTINGS, Config
 from Data.make_poisoned_data import make_poisoned_data
-from defences import discard, erase_relearn, fine_mixing, fine_pruning, fine_tuning, meft, reinit_layers, seam, shared
+from defences import (
+    discard,
+    erase_relearn,
+    fine_mixing,
+    fine_pruning,
+    fine_tuning,
+    mbtsad,
+    meft,
+    reinit_layers,
+    seam,
+    shared,
+)
 from defences.defence import as_defence
 
-STAGES = POISONING, FT, MEFT, PRUNING, NORMALISATION, ERASING, SEAM, NEURONS, REINIT, MIXING, DISCARD = (
+STAGES = POISONING, FT, MEFT, PRUNING, NORMALISATION, ERASING, SEAM, NEURONS, REINIT, MIXING, DISCARD, TEACHER, STUDENT = (
     *("poisoning", "FT", "MEFT", "pruning", "normalisation", "erasing"),
-    *("SEAM", "neurons", "reinit", "mixing", "discard"),
+    *("SEAM", "neurons", "reinit", "mixing", "discard", "teacher", "student"),
 )
 ALL = {*STAGES}
 DEFENDER = ALL - {POISONING}
@@ -130,6 +141,8 @@ def settings_of(monkeypatch):
         REINIT: reinit_layers.fine_tune_below_new_layers,
         MIXING: fine_mixing.mix_and_fine_tune,
         DISCARD: discard.fine_tune_trusted,
+        TEACHER: mbtsad.train_on_split_words,
+        STUDENT: mbtsad.distil_attention,
     }
 
     def found(config: Config) -> dict[str, dict]:
