@@ -21,7 +21,7 @@ import tyro
 
 from util import Table, UserError
 
-Criterion = Literal["variance", "highest_variance", "entropy", "gradient", "random", "none"]
+Criterion = Literal["variance", "highest_variance", "entropy", "gradient", "layer_wise", "dropout", "random", "none"]
 Preset = Literal["quick", "sst2", "paper", "own"]
 
 DEFAULT_PRESET: Preset = "quick"
@@ -108,7 +108,7 @@ class Config:
     acc_drop: float = 0.02
     """Validation accuracy, 0 to 1, that head pruning (and fine_pruning's) may cost where acc_threshold is None."""
     pruning_criterion: Criterion = "variance"
-    """Which heads go first: those of the lowest [CLS] variance (PURE), of the highest, of the highest [CLS] attention entropy, of the lowest gradient importance (Michel et al., 2019), at random; or none at all."""
+    """Which heads go first: those of the lowest [CLS] variance (PURE), of the highest, of the highest [CLS] attention entropy, of the lowest gradient importance (Michel et al., 2019), of the lowest variance within each layer and more of the upper layers' (layer_wise), of the lowest variance under dropout (both Chapagain et al., 2025), at random; or none at all."""
     prune_step: int = 10
     """Heads pruned between two measurements of that accuracy (code: 10)."""
     penalty_coefficient: float = 0.15

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from attacks.ripple import embedding_surgery, restricted_inner_product, target_words
-from attention_head_pruning import gradient_importance, head_variance, pruning_score
+from attention_head_pruning import gradient_importance, head_variance, layer_wise_order, pruning_score
 from defences.meft import negative_entropy
 from encoder.classifier import Classifier, load_encoder, load_tokeniser
 from pipeline.training import cross_entropy
@@ -151,10 +151,30 @@ def test_gradient_importance_is_the_effect_of_a_head_to_first_order(classifier, 
 def test_every_criterion_gives_a_score_to_every_head(classifier, texts):
     variance = head_variance(classifier, texts, 32)
     scores = {
-        name: pruning_score(name, classifier, texts, variance, seed=11)
-        for name in ("variance", "highest_variance", "entropy", "gradient", "random")
+        name: pruning_score(name, classifier, texts, variance, seed=11, max_len=32)
+        for name in ("variance", "highest_variance", "entropy", "gradient", "layer_wise", "dropout", "random")
     }
     assert all(score.shape == (2, 4) and torch.isfinite(score).all() for score in scores.values())
     assert torch.equal(scores["variance"], -scores["highest_variance"])
     # On an encoder whose attention is nearly even, variance and entropy sort heads alike.
     assert len({tuple(score.flatten().argsort().tolist()) for score in scores.values()}) >= 4
+
+
+def test_layer_wise_order_by_hand():
+    """Of 5 heads a layer: 20 %, 50 % and 80 % of them have a score of 1 or less, those of the lowest variance."""
+    variance = torch.tensor([[5.0, 4.0, 3.0, 2.0, 1.0], [0.1, 0.5, 0.2, 0.4, 0.3], [9.0, 7.0, 6.0, 8.0, 5.0]]).double()
+    expected = torch.tensor([[5, 4, 3, 2, 1], [1, 5, 2, 4, 3], [5, 3, 2, 4, 1]]) / torch.tensor([[1.0], [2.5], [4.0]])
+    torch.testing.assert_close(layer_wise_order(variance), expected.double())
+    assert (layer_wise_order(variance) <= 1).sum(1).tolist() == [1, 2, 4]
+
+
+def test_variance_under_dropout(classifier, texts):
+    """It follows from the seed, is near the variance without, and is it where no dropout is drawn."""
+    variance = head_variance(classifier, texts, 32)
+    first, again, other = (pruning_score("dropout", classifier, texts, variance, seed, 32) for seed in (11, 11, 12))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert not torch.equal(first, variance) and torch.allclose(first, variance, rtol=0.01)
+    for module in classifier.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    torch.testing.assert_close(pruning_score("dropout", classifier, texts, variance, 11, 32), variance)
