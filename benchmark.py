@@ -1,11 +1,13 @@
-"""How much faster than the published way: both side by side on the same texts, machine and threads.
+"""How much faster than the published way, and than transformers' Trainer: side by side on the same texts, machine, threads.
 
     python benchmark.py                                          # the project's reviews
     python benchmark.py --clean_dataset sst2_glue sst2 --data_dir DATA_FOLDER
 
 The published way pads every text to max_len, computes eager attention and returns all of it, in fp32, and copies the model,
-removes heads and evaluates every validation text at each step of the pruning search. Before anything is timed, the two are
-held against each other in fp32: loss, variances and pruned heads have to agree.
+removes heads and evaluates every validation text at each step of the pruning search. The Trainer's way is what a careful
+user of transformers would write today: texts grouped by length, padded to the longest of a batch, SDPA, fused AdamW, bf16
+where there is bf16, eager attention for the penalty alone, masks for pruned heads. Before anything is timed, all are held
+against each other in fp32: loss, variances and pruned heads have to agree.
 """
 
 import contextlib
@@ -47,6 +49,7 @@ from experiments.published_way import (
     published_search,
     published_variance,
 )
+from experiments.trainer_way import TrainerModel, make_trainer, trainer_epochs, trainer_logits, trainer_search
 from pipeline.environment import processor_name
 from pipeline.training import accuracy, cross_entropy, fine_tune, predict
 from texts.batching import TokenisedTexts, batches_by_length, shuffled_batches, tokenise, tokens_per_batch
@@ -66,7 +69,7 @@ class Benchmark:
     published_texts: int = 128
     """How many of them the published way is trained on. It pads every text to max_len, so that all cost it the same."""
     repeats: int = 3
-    """Of each measurement, the two ways in turn; medians are reported."""
+    """Of each measurement, the ways in turn; medians are reported."""
     plm: str = "minilm"
     """Encoder of the BERT family: `minilm`, a folder, or a hub id."""
     data_dir: str | None = os.environ.get("PURE_DATA_DIR")
@@ -239,16 +242,54 @@ def require_agreement(published: Published, classifier: Classifier, texts: Token
         differences[name] = abs(ours - theirs) / abs(theirs)
     theirs = published_variance(published, texts, config)
     differences["Var"] = ((head_variance(classifier, texts, config.max_len) - theirs).abs() / theirs).max().item()
+    require_small(differences, "published")
+    theirs, ours = published_search(published, texts, config), our_search(classifier, texts, config, "fp32")
+    require_same_heads(theirs[0], ours[0], "published")
+    return {**differences, "heads pruned": sum(map(len, ours[0].values())), "steps": len(ours[1])}
+
+
+def require_trainer_agrees(
+    source: str, classifier: Classifier, texts: TokenisedTexts, tokeniser, config: Config
+) -> dict[str, float]:
+    """Hold the Trainer's way against ours in fp32; the largest relative differences of the losses and of the logits.
+
+    Raises:
+        UserError: they don't agree.
+    """
+    device = classifier.eval().head.weight.device
+    batch, differences = texts.batch(np.arange(config.batch_size), device), {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, penalty in (("cross-entropy", False), ("PURE loss", True)):
+            model = TrainerModel(source, classifier, "eager" if penalty else "sdpa").to(device).eval()
+            attention = classifier.attention if penalty else None
+            trainer = make_trainer(model, texts, tokeniser, config, "fp32", folder, 1, attention)
+            with torch.no_grad():
+                theirs = trainer.compute_loss(model, dict(batch)).item()
+                ours = sum(our_objective(classifier, penalty)(classifier, batch).values()).item()
+            differences[name] = abs(ours - theirs) / abs(theirs)
+    model = TrainerModel(source, classifier, "sdpa").to(device)
+    theirs = trainer_logits(model, texts, tokeniser, config, "fp32")
+    differences["logits"] = ((predict(classifier, texts, "logits") - theirs).abs().max() / theirs.abs().max()).item()
+    require_small(differences, "Trainer's")
+    variance = head_variance(classifier, texts, config.max_len)
+    found = trainer_search(model, texts, tokeniser, config, "fp32", variance)[0]
+    require_same_heads(found, our_search(classifier, texts, config, "fp32")[0], "Trainer's")
+    return differences
+
+
+def require_small(differences: dict[str, float], way: str) -> None:
     for name, difference in differences.items():
-        limit = 1e-4 if name == "Var" else 1e-5
+        limit = 1e-4 if name in ("Var", "logits") else 1e-5
         if not difference <= limit:
             raise UserError(
-                f"the two ways disagree: {name} differs by {difference:.1e} relative, expected {limit:g} or less in fp32"
+                f"the {way} way and ours disagree: {name} differs by {difference:.1e} relative, expected {limit:g} or less "
+                "in fp32"
             )
-    theirs, ours = published_search(published, texts, config), our_search(classifier, texts, config, "fp32")
-    if theirs[0] != ours[0]:
-        raise UserError(f"the two ways disagree: they prune {theirs[0]}, we {ours[0]}; expected the same heads in fp32")
-    return {**differences, "heads pruned": sum(map(len, ours[0].values())), "steps": len(ours[1])}
+
+
+def require_same_heads(theirs: Heads, ours: Heads, way: str) -> None:
+    if theirs != ours:
+        raise UserError(f"the {way} way and ours disagree: it prunes {theirs}, we {ours}; expected the same heads in fp32")
 
 
 def run_dataset(name: str, source: str, benchmark: Benchmark) -> dict:
@@ -277,6 +318,9 @@ def run_dataset(name: str, source: str, benchmark: Benchmark) -> dict:
     config = replace(config, acc_threshold=reached - 0.02)
     published = Published(source, classifier)
     agreement = require_agreement(published, classifier, validation, config)
+    trainer_agreement = require_trainer_agrees(source, classifier, validation, tokeniser, config)
+    peers = {kind: TrainerModel(source, classifier, kind).to(device) for kind in ("sdpa", "eager")}
+    found_variance = head_variance(classifier, validation, config.max_len)
 
     precisions = ["fp32", "bf16"] if has_native_bf16(device) else ["fp32"]
     times: dict[tuple[str, str], list[float]] = {}  # Seconds per text; of the search, seconds.
@@ -299,23 +343,35 @@ def run_dataset(name: str, source: str, benchmark: Benchmark) -> dict:
                 heads[precision] = our_search(classifier, validation, config, precision)[0]
 
             note("pruning search", precision, seconds(search, device))
+            run = partial(trainer_logits, peers["sdpa"], validation, tokeniser, config, precision)
+            note("evaluation", f"Trainer, {precision}", seconds(run, device) / len(validation))
+            run = partial(trainer_search, peers["sdpa"], validation, tokeniser, config, precision, found_variance)
+            note("pruning search", f"Trainer, {precision}", seconds(run, device))
         for task, penalty in (("fine-tuning, CE", False), ("fine-tuning, PURE loss", True)):
             model, ours = copy.deepcopy(published), copy.deepcopy(classifier)
             note(task, "published", published_epochs(model, few, penalty, config, classifier.attention, 2) / len(few))
             for precision in precisions:
                 note(task, precision, our_epochs(ours, train, penalty, config, precision, 2) / len(train))
+                peer = copy.deepcopy(peers["eager" if penalty else "sdpa"])
+                attention = classifier.attention if penalty else None
+                took = trainer_epochs(peer, train, tokeniser, config, precision, 2, attention)
+                note(task, f"Trainer, {precision}", took / len(train))
 
     hidden, intermediate = classifier.encoder.config.hidden_size, classifier.encoder.config.intermediate_size
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     peaks = {precision: matmul_peak(dtypes[precision], device, hidden, intermediate) for precision in precisions}
     tasks = {}
     for task in ("fine-tuning, CE", "fine-tuning, PURE loss", "evaluation", "pruning search"):
-        median = {way: statistics.median(times[task, way]) for way in ("published", *precisions)}
-        ratio = {precision: median["published"] / median[precision] for precision in precisions}
+        ways = ("published", *(f"Trainer, {precision}" for precision in precisions), *precisions)
+        median = {way: statistics.median(times[task, way]) for way in ways}
+        ratios = {
+            "ratio": {precision: median["published"] / median[precision] for precision in precisions},
+            "ratio_to_trainer": {p: median[f"Trainer, {p}"] / median[p] for p in precisions},
+        }
         if task == "pruning search":
-            tasks[task] = {"seconds": median, "ratio": ratio}
+            tasks[task] = {"seconds": median, **ratios}
             continue
-        tasks[task] = {"texts_per_second": {way: 1 / value for way, value in median.items()}, "ratio": ratio}
+        tasks[task] = {"texts_per_second": {way: 1 / value for way, value in median.items()}, **ratios}
         if task == "evaluation":
             flops = evaluation_flops(classifier, validation)
         else:
@@ -326,6 +382,7 @@ def run_dataset(name: str, source: str, benchmark: Benchmark) -> dict:
         "tokens_per_text": float(train.lengths.mean()),
         "validation_accuracy": reached,
         "agreement": agreement,
+        "trainer_agreement": trainer_agreement,
         "same_heads": {precision: heads[precision] == heads["fp32"] for precision in precisions},
         "matmul_peak_gflops": {precision: peak / 1e9 for precision, peak in peaks.items()},
         "tasks": tasks,
@@ -341,29 +398,35 @@ def markdown(result: dict) -> str:
     lines = [f"{result['machine']}, {result['threads']} threads, torch {torch.__version__}; medians of {result['repeats']}"]
     for name, data in result["datasets"].items():
         precisions = list(data["matmul_peak_gflops"])
+        trainer = [f"Trainer, {precision}" for precision in precisions]
         lines += [
             "",
             f"{name}: {data['texts']['train']} texts to train on ({data['texts']['published_train']} in the published way), "
             f"{data['texts']['validation']} to evaluate, {data['tokens_per_text']:.1f} tokens on average; matmul peak "
             + ", ".join(f"{peak:.0f} GFLOP/s in {precision}" for precision, peak in data["matmul_peak_gflops"].items()),
             "",
-            "| " + " | ".join(["task", "published way", *precisions, *(f"share of peak, {p}" for p in precisions)]) + " |",
-            "| " + " | ".join(["---"] * (2 + 2 * len(precisions))) + " |",
+            as_row(["task", "published way", *trainer, *precisions, *(f"share of peak, {p}" for p in precisions)]),
+            as_row(["---"] * (2 + 3 * len(precisions))),
         ]
         for task, found in data["tasks"].items():
             if "seconds" in found:
                 unit, numbers, form = "s", found["seconds"], ".2f"
             else:
                 unit, numbers, form = "texts/s", found["texts_per_second"], ".0f"
-            cells = [task, f"{numbers['published']:{form}} {unit}"]
-            cells += [f"{numbers[p]:{form}} {unit}, {found['ratio'][p]:.1f}x" for p in precisions]
+            cells = [task, *(f"{numbers[way]:{form}} {unit}" for way in ("published", *trainer))]
+            cells += [
+                f"{numbers[p]:{form}} {unit}, {found['ratio'][p]:.1f}x and {found['ratio_to_trainer'][p]:.1f}x"
+                for p in precisions
+            ]
             cells += [f"{found['share_of_peak'][p]:.0%}" if "share_of_peak" in found else "" for p in precisions]
-            lines.append("| " + " | ".join(cells) + " |")
-        agreement = data["agreement"]
+            lines.append(as_row(cells))
+        agreement, peer = data["agreement"], data["trainer_agreement"]
         lines += [
             "",
-            "Largest relative differences in fp32: "
+            "Ratios: to the published way, and to the Trainer in the same arithmetic. Largest relative differences in fp32: "
             + ", ".join(f"{key} {agreement[key]:.1e}" for key in ("cross-entropy", "PURE loss", "Var"))
+            + "; to the Trainer's way "
+            + ", ".join(f"{key} {value:.1e}" for key, value in peer.items())
             + f". Pruned heads: the same {agreement['heads pruned']} in {agreement['steps']} steps"
             + (f"; in bf16 {'the same' if data['same_heads']['bf16'] else 'others'}." if "bf16" in precisions else "."),
         ]
@@ -376,6 +439,10 @@ def markdown(result: dict) -> str:
             f"{mib['published']:,.0f} MiB, ours {mib['ours']:,.0f} MiB ({share})",
         ]
     return "\n".join(lines)
+
+
+def as_row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:

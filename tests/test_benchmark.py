@@ -8,9 +8,18 @@ import torch
 from torch import nn
 
 import benchmark
-from benchmark import Benchmark, evaluation_flops, markdown, require_agreement, training_flops
+from benchmark import (
+    Benchmark,
+    evaluation_flops,
+    markdown,
+    require_agreement,
+    require_trainer_agrees,
+    training_flops,
+)
 from encoder.classifier import Classifier, load_encoder, load_tokeniser
 from experiments.published_way import Published
+from experiments.trainer_way import TrainerModel, mask_heads, trainer_epochs, trainer_logits, trainer_search
+from pipeline.training import predict
 from texts.batching import tokenise
 from texts.data_sets import defender_splits
 from util import UserError
@@ -36,8 +45,43 @@ def test_other_weights_are_noticed(parts, tiny_config):
     published = Published(tiny_config.plm, classifier)
     with torch.no_grad():
         published.encoder.encoder.layer[0].attention.self.value.weight.mul_(1.5)
-    with pytest.raises(UserError, match=r"the two ways disagree: .* differs by .* expected 1e-05 or less"):
+    with pytest.raises(UserError, match=r"the published way and ours disagree: .* differs by .* expected 1e-05 or less"):
         require_agreement(published, classifier, texts, config)
+
+
+def test_the_trainer_agrees(parts, tiny_config, tokeniser):
+    classifier, texts, config = parts
+    found = require_trainer_agrees(tiny_config.plm, classifier, texts, tokeniser, config)
+    assert set(found) == {"cross-entropy", "PURE loss", "logits"} and max(found.values()) < 1e-5
+
+
+def test_a_trainer_without_penalty_or_masks_is_noticed(parts, tiny_config, tokeniser, monkeypatch):
+    classifier, texts, config = parts
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match="Trainer's way and ours disagree: PURE loss differs"),
+    ):
+        patch.setattr("experiments.trainer_way.COEFFICIENT", 0.0)
+        require_trainer_agrees(tiny_config.plm, classifier, texts, tokeniser, config)
+    variance = torch.arange(8.0).reshape(2, 4)
+    logits = trainer_logits(model := TrainerModel(tiny_config.plm, classifier, "sdpa"), texts, tokeniser, config, "fp32")
+    hooks = mask_heads(model.encoder, {1: [0, 2]})
+    masked = trainer_logits(model, texts, tokeniser, config, "fp32")
+    assert len(hooks) == 1 and (masked - logits).abs().max() > 1e-3
+    classifier.attention.pruned = {0: [], 1: [0, 2]}
+    torch.testing.assert_close(masked, predict(classifier, texts, "pruned"), rtol=1e-4, atol=1e-5)
+    for hook in hooks:
+        hook.remove()
+    assert len(trainer_search(model, texts, tokeniser, config, "fp32", variance)[1]) > 0
+
+
+def test_a_trainer_s_epochs_train(parts, tiny_config, tokeniser):
+    classifier, texts, config = parts
+    for kind, attention in (("sdpa", None), ("eager", classifier.attention)):
+        model = TrainerModel(tiny_config.plm, classifier, kind)
+        before = model.head.weight.detach().clone()
+        assert trainer_epochs(model, texts, tokeniser, config, "fp32", 2, attention) > 0
+        assert not torch.equal(model.head.weight, before)
 
 
 def test_floating_point_operations(parts):
@@ -75,6 +119,8 @@ def test_script(tiny_config, monkeypatch, tmp_path, capsys):
         else:
             ratio = found["texts_per_second"]["fp32"] / found["texts_per_second"]["published"]
         assert found["ratio"]["fp32"] == pytest.approx(ratio)
+        rates = found.get("texts_per_second") or {way: 1 / value for way, value in found["seconds"].items()}
+        assert found["ratio_to_trainer"]["fp32"] == pytest.approx(rates["fp32"] / rates["Trainer, fp32"])
     assert set(result["memory"]) == {"published", "ours"}
     assert Benchmark().repeats >= 3
 
