@@ -117,13 +117,15 @@ class Config:
     fth_learning_rate: float = 5e-5
     """FTH: its learning rate, in place of learning_rate."""
     erase_rounds: int = 4
-    """erase_relearn: how often the directions in which classes lie apart are found and blocked."""
+    """erase_relearn: how often the directions in which classes lie apart are found and blocked before the task is relearnt."""
     erase_spared: float = 0.5
     """erase_relearn: share of the linear layers, from the lowest up, that are left alone, 0 to 1."""
     relearning_rate: float = 2e-4
     """erase_relearn: AdamW's peak learning rate, after a warm-up in a tenth of the steps; linear decay to 0."""
-    relearning_epochs: int = 12
-    """erase_relearn: passes over the clean train set, its texts changed at random."""
+    relearning_rounds: int = 2
+    """erase_relearn: how often erasing and relearning follow each other, 1 to 9."""
+    relearning_epochs: int = 7
+    """erase_relearn: passes over the clean train set in each of them, its texts changed at random."""
     entropy_epochs: int = 1
     """MEFT: passes over the clean train set that maximise entropy (Liu et al., 2023)."""
     entropy_head: Literal["trained", "frozen"] = "trained"
@@ -159,6 +161,9 @@ class Config:
     overwrite: bool = False
     """Run finished stages again."""
 
+
+MOST_ROUNDS = 9
+"""Of erase_relearn: each is a fine-tuning with a name."""
 
 SWEPT = ("attack", "defence", "seed", "learning_rate", "penalty_coefficient", "pruning_criterion", "mixing_share")
 
@@ -359,6 +364,7 @@ def check_ranges(config: Config) -> None:
         require(name, lambda value: 0 <= value < math.inf, "0 or more, and finite")
     for name in RATES:
         require(name, lambda value: 0 < value < math.inf, "more than 0, and finite")
+    require("relearning_rounds", lambda value: 1 <= value <= MOST_ROUNDS, f"1 to {MOST_ROUNDS}")
     # Every epoch's random numbers come from seed * 1000 + epoch, which NumPy takes up to 32 bits of.
     require("seed", lambda value: 0 <= value < 2**32 // 1000, f"0 to {2**32 // 1000 - 1}")
     require("split_seed", lambda value: 0 <= value < 2**32, f"0 to {2**32 - 1}")

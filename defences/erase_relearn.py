@@ -6,23 +6,22 @@ are changed at random, so that an inserted trigger is one more such change. No t
 what comes out are plain weights. A defence of this project's own, under work: docs/method.md says how far it was tried.
 """
 
-from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import set_seed
 
-from config import Config
+from config import MOST_ROUNDS, Config
 from defences.defence import Defence, Stage
-from defences.shared import defender_settings, load_defender_inputs, train_once
+from defences.shared import start, train_once
 from encoder.classifier import Classifier
 from pipeline.defender import Phase
 from pipeline.runs import TRAINING_FIELDS
 from pipeline.training import cross_entropy
 from texts.augmentation import Augmentation, Augmenter
 from texts.batching import TokenisedTexts, batches_by_length, tokens_per_batch
-from util import make_accelerator, require_writable
 
 WARM_UP = 0.1
 """Share of the relearning steps in which the rate rises."""
@@ -143,65 +142,73 @@ def keep_blocked(classifier: Classifier, bases: dict[str, torch.Tensor]) -> None
 
 
 def erase_and_relearn(config: Config) -> dict:
-    """Erase, draw a fresh head, relearn; write relearnt_model and erase_relearn.json.
+    """Erase, draw a fresh head, relearn, in rounds; write relearnt_model and erase_relearn.json.
+
+    What the first round leaves of a backdoor lies again where the task is read: the next one erases that too.
 
     Returns:
-        What the record holds: settings, what `pipeline.defender.train_and_measure` says, and how many directions are blocked
-        in how many layers.
+        What the record holds: settings, and what `pipeline.defender.train_and_measure` says.
 
     Raises:
         UserError: something to read is missing, a folder is not writable, or the loss is not finite.
     """
-    require_writable(config.output_dir)
-    accelerator = make_accelerator(config.device, config.precision)
-    inputs = load_defender_inputs(config)
-    settings = defender_settings(config, RELEARNING, inputs, accelerator)
+    inputs, accelerator, settings = start(config, RELEARNING)
     train = inputs.train
-    few = replace(train, input_ids=train.input_ids[:DIRECTIONS_FROM], labels=train.labels[:DIRECTIONS_FROM])
-    bases: dict[str, torch.Tensor] = {}
+    few = train.select(range(min(len(train), DIRECTIONS_FROM)))
+    blocked: dict[str, torch.Tensor] = {}
     augmenter: Augmenter
 
-    def erase(classifier: Classifier) -> None:
+    def prepare(classifier: Classifier) -> None:
         nonlocal augmenter
         embedding = classifier.encoder.get_input_embeddings().weight
         augmenter = Augmenter(train, inputs.tokeniser, embedding, Augmentation(), config.max_len)
         classifier.to(accelerator.device)
-        blocked = erase_task(classifier, few, config.erase_rounds, config.erase_spared)
-        bases.update({name: basis.to(classifier.head.weight) for name, (_, basis) in blocked.items()})
-        set_seed(config.seed)
+
+    def erase(classifier: Classifier, number: int) -> None:
+        for name, (_, basis) in erase_task(classifier, few, config.erase_rounds, config.erase_spared).items():
+            before = blocked.get(name, basis[:, :0]).to(basis)
+            blocked[name] = torch.linalg.qr(torch.cat([before, basis], 1))[0].to(classifier.head.weight)
+        set_seed(config.seed + number)
         classifier.head.reset_parameters()
-        keep_blocked(classifier, bases)
+        keep_blocked(classifier, blocked)
 
-    def changed(epoch: int) -> TokenisedTexts:
-        return augmenter.changed(np.random.default_rng((config.seed, 7, epoch)))
+    def changed(epoch: int, number: int) -> TokenisedTexts:
+        return augmenter.changed(np.random.default_rng((config.seed, 7, number, epoch)))
 
-    phase = Phase(
-        "relearning",
-        "relearning",
-        cross_entropy,
-        config.relearning_epochs,
-        learning_rate=config.relearning_rate,
-        warm_up=WARM_UP,
-        texts_of=changed,
-        after_step=lambda model: keep_blocked(model, bases),
-    )
-    return train_once(config, RELEARNING, [phase], inputs=inputs, accelerator=accelerator, settings=settings, prepare=erase)[
-        0
+    phases = [
+        Phase(
+            f"relearning_{number}",
+            f"relearning {number} of {config.relearning_rounds}",
+            cross_entropy,
+            config.relearning_epochs,
+            learning_rate=config.relearning_rate,
+            warm_up=WARM_UP,
+            before=partial(erase, number=number),
+            texts_of=partial(changed, number=number),
+            after_step=lambda model: keep_blocked(model, blocked),
+        )
+        for number in range(1, config.relearning_rounds + 1)
     ]
+    record, _ = train_once(
+        config, RELEARNING, phases, inputs=inputs, accelerator=accelerator, settings=settings, prepare=prepare
+    )
+    return record
 
 
 def told(config: Config) -> str:
     return (
         f"In the upper {1 - config.erase_spared:.0%} of the released encoder's linear layers the directions in which the "
         "classes of clean texts lie apart are erased, and with them the place where a backdoor writes. Then the task is "
-        "learnt anew in other directions, on texts with words put in, left out and moved."
+        "learnt anew in other directions, on texts with words put in, left out and moved"
+        f"{f'; all that {config.relearning_rounds} times over' if config.relearning_rounds > 1 else ''}."
     )
 
 
 def done(record: dict) -> str:
     return (
         "In the upper layers of the encoder the directions in which the classes lie apart were erased; the task was learnt "
-        "anew without them, on clean texts that were changed at random (words put in, left out and moved, labels kept)."
+        "anew without them, on clean texts that were changed at random (words put in, left out and moved, labels kept); "
+        f"{len(record['training'])} times over."
     )
 
 
@@ -211,13 +218,14 @@ RELEARNING = Stage(
     product="relearnt_model",
     reads=(
         *("clean_dataset", "split_seed", *TRAINING_FIELDS),
-        *("erase_rounds", "erase_spared", "relearning_rate", "relearning_epochs"),
+        *("erase_rounds", "erase_spared", "relearning_rate", "relearning_rounds", "relearning_epochs"),
     ),
     title="Erasing and relearning",
     told=told,
     done=done,
-    phases={"relearning": "relearning (erase_relearn)"},
-    passes=lambda config: config.relearning_epochs,
+    phases={f"relearning_{number}": f"relearning {number} (erase_relearn)" for number in range(1, MOST_ROUNDS + 1)},
+    passes=lambda config: config.relearning_rounds * config.relearning_epochs,
+    method=2,
 )
 
 ERASE_RELEARN = Defence(

@@ -51,6 +51,8 @@ class Phase:
     """These as for `pipeline.training.fine_tune`."""
     texts: TokenisedTexts | None = None
     """None: the clean train texts."""
+    before: Callable[[Classifier], None] = lambda classifier: None
+    """What is done to the classifier before it, in place; of the weights alone, since a resumed run does it once more."""
 
 
 def new_classifier(config: Config, inputs: DefenderInputs) -> Classifier:
@@ -84,8 +86,10 @@ def train_and_measure(
         Of the stage's record: metrics on the test sets; validation accuracy; `also`; seconds; `training`, name of each phase
         to its history; the environment.
     """
-    histories = {
-        phase.name: fine_tune(
+    histories = {}
+    for phase, checkpoint in zip(phases, checkpoints, strict=True):
+        phase.before(classifier)
+        histories[phase.name] = fine_tune(
             classifier,
             phase.texts or inputs.train,
             phase.objective,
@@ -102,8 +106,6 @@ def train_and_measure(
             settings=settings,
             description=phase.description,
         )
-        for phase, checkpoint in zip(phases, checkpoints, strict=True)
-    }
     started = time.perf_counter()
     metrics = measure(classifier, inputs.clean_test, inputs.poisoned_test, config.target_class, accelerator)
     validation_accuracy = accuracy(classifier, inputs.validation, "validation", accelerator)

@@ -2,15 +2,21 @@
 
 Clean texts alone train neither the embeddings of words that they lack, nor deafness to how something is said. A trigger that
 is put into a text, or the style that a text is reworded in, is one more such change to a classifier that learnt from these.
+A style is many words that push a little each, in one direction: words put in one by one push in all directions, and to learn
+deafness to a style takes several of one region of the vocabulary at once (`Augmenter.colour`).
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from sklearn.linear_model import RidgeCV
 from torch import nn
 
 from texts.batching import TokenisedTexts
+
+SEEN_IN = 4
+"""Texts that a token has to be in for its class to be learnt from."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,27 @@ class Augmentation:
     """Function words are found among so many of the most frequent tokens,"""
     tied: float = 0.7
     """as those whose log share of texts differs by less than this between any two classes."""
+    thinned: float = 0.5
+    """Share of the texts that function words are left out of, at a rate between 0 and 1 that is drawn for each text."""
+    runs: float = 0.3
+    """Share of the texts that a run of function words is put into, at the front, the end or inside."""
+    longest_run: int = 7
+    """Tokens of a run, at most; at least 2."""
+    shuffled: float = 0.15
+    """Share of the texts whose order is disturbed."""
+    reach: int = 5
+    """Tokens that one is moved by there, at most."""
+    coloured: float = 0.6
+    """Share of the texts that several words of one region of the vocabulary are put into."""
+    fewest: int = 3
+    most: int = 12
+    """How many these are."""
+    region: int = 40
+    """Words of a region: those nearest to one that is drawn, in the embedding."""
+    glue: float = 0.35
+    """Probability that one to three function words go before such a word."""
+    toneless: float = 0.7
+    """Share of the vocabulary's words that regions are made of: those whose predicted tone is least."""
 
 
 def no_words(tokeniser) -> set[int]:
@@ -83,12 +110,43 @@ def nearest_tokens(embedding: torch.Tensor, tokens: np.ndarray, number: int, tok
 
     Special and unused tokens, and the token itself, are left out.
     """
-    rows = nn.functional.normalize(embedding - embedding.mean(0), dim=1)
+    rows = centred(embedding)
     cosine = rows[tokens] @ rows.T  # [one of tokens, token]
     cosine[:, sorted(no_words(tokeniser))] = -torch.inf
     cosine[range(len(tokens)), tokens] = -torch.inf
     near = cosine.topk(min(number, cosine.shape[1] - 1)).indices.tolist()
     return dict(zip(tokens.tolist(), near, strict=True))
+
+
+def centred(embedding: torch.Tensor) -> torch.Tensor:
+    """Rows about their mean, of length 1; [token, channel]."""
+    return nn.functional.normalize(embedding - embedding.mean(0), dim=1)
+
+
+def predicted_tone(texts: TokenisedTexts, embedding: torch.Tensor) -> np.ndarray:
+    """How far each token of the vocabulary seems to be tied to a class, seen or not; [token].
+
+    Of the tokens in `SEEN_IN` texts or more, s_c of the texts of class c have one; ridge regression from its embedding
+    predicts log((s_c + 1) / (s_0 + 1)) for each class c but the first, and does so for the other tokens too. The tone is the
+    largest size of a prediction about its mean.
+    """
+    labels, rows = np.array(texts.labels), centred(embedding).numpy()
+    classes = np.unique(labels)
+    held = np.zeros((len(classes), len(rows)))  # [class, token]
+    for ids, label in zip(texts.input_ids, np.searchsorted(classes, labels), strict=True):
+        held[label, np.unique(ids)] += 1
+    seen = np.flatnonzero(held.sum(0) >= SEEN_IN)
+    odds = np.log((held[1:, seen] + 1) / (held[:1, seen] + 1)).T  # [token, class]
+    fit = RidgeCV(alphas=(1, 3, 10, 30, 100)).fit(rows[seen], odds, sample_weight=held.sum(0)[seen])
+    return np.abs(fit.predict(rows) - fit.intercept_).reshape(len(rows), -1).max(1)
+
+
+def toneless_words(texts: TokenisedTexts, tokeniser, embedding: torch.Tensor, share: float) -> np.ndarray:
+    """Numbers of the whole words of the vocabulary, of three letters or more, whose predicted tone is least."""
+    words = [number for token, number in tokeniser.get_vocab().items() if len(token) > 2 and token.isalpha()]
+    words = np.array(sorted(set(words) - no_words(tokeniser)), dtype=int)
+    tone = predicted_tone(texts, embedding)[words]
+    return words[tone <= np.quantile(tone, share)] if len(words) else words
 
 
 class Augmenter:
@@ -98,6 +156,7 @@ class Augmenter:
         missing: tokens that the texts lack.
         frequent: those that are frequent in them.
         near: function word to its neighbours in the embedding.
+        toneless: words that seem to be tied to no class.
     """
 
     def __init__(
@@ -113,14 +172,19 @@ class Augmenter:
         self.missing = missing_tokens(texts, tokeniser)
         self.frequent = frequent_tokens(texts, tokeniser, augmentation.number_frequent)
         words = function_words(texts, tokeniser, augmentation.number_function, augmentation.tied)
-        self.near = nearest_tokens(embedding.detach(), words, augmentation.neighbours, tokeniser)
+        embedding = embedding.detach().float().cpu()
+        self.near = nearest_tokens(embedding, words, augmentation.neighbours, tokeniser)
         self.words = words
+        self.toneless = toneless_words(texts, tokeniser, embedding, augmentation.toneless)
+        self.rows = centred(embedding)[self.toneless].numpy()
 
     def changed(self, rng: np.random.Generator) -> TokenisedTexts:
         """All texts, each changed once; labels stay."""
         ids, others = self.texts.input_ids, rng.permutation(len(self.texts))
-        inserted = [self.insert(each, ids[other], rng) for each, other in zip(ids, others, strict=True)]
-        return replace(self.texts, input_ids=[self.swap(each, rng) for each in inserted])
+        changed = [self.insert(each, ids[other], rng) for each, other in zip(ids, others, strict=True)]
+        for change in (self.swap, self.thin, self.run, self.shuffle, self.colour):
+            changed = [change(each, rng) for each in changed]
+        return replace(self.texts, input_ids=changed)
 
     def insert(self, ids: list[int], other: list[int], rng: np.random.Generator) -> list[int]:
         """One text with words put in, left out or moved, or as it is.
@@ -158,3 +222,53 @@ class Augmenter:
     def instead(self, word: int, rng: np.random.Generator) -> int:
         others = self.near[word] if rng.random() < self.augmentation.near else self.words
         return int(rng.choice(others))
+
+    def thin(self, ids: list[int], rng: np.random.Generator) -> list[int]:
+        """One text without some of its function words, or as it is: what is said without how."""
+        if rng.random() >= self.augmentation.thinned:
+            return ids
+        first, *inner, last = ids
+        rate = rng.random()
+        return [first, *([token for token in inner if token not in self.near or rng.random() >= rate] or inner), last]
+
+    def run(self, ids: list[int], rng: np.random.Generator) -> list[int]:
+        """One text with a run of function words, or as it is."""
+        if rng.random() >= self.augmentation.runs or not len(self.words):
+            return ids
+        put = rng.choice(self.words, rng.integers(2, self.augmentation.longest_run + 1)).tolist()
+        return self.put_in(ids, put, rng)
+
+    def shuffle(self, ids: list[int], rng: np.random.Generator) -> list[int]:
+        """One text whose tokens are moved by a few places, or as it is."""
+        if rng.random() >= self.augmentation.shuffled:
+            return ids
+        first, *inner, last = ids
+        reach = rng.integers(2, self.augmentation.reach + 1)
+        order = np.argsort(np.arange(len(inner)) + rng.uniform(0, reach, len(inner)))
+        return [first, *(inner[at] for at in order), last]
+
+    def colour(self, ids: list[int], rng: np.random.Generator) -> list[int]:
+        """One text with several words of one region of the vocabulary, side by side or apart, or as it is."""
+        how = self.augmentation
+        if rng.random() >= how.coloured or not len(self.toneless):
+            return ids
+        closeness = self.rows @ self.rows[rng.integers(len(self.toneless))]
+        region = self.toneless[np.argsort(-closeness, kind="stable")[: how.region]]
+        put = []
+        for word in rng.choice(region, rng.integers(how.fewest, how.most + 1)).tolist():
+            if rng.random() < how.glue and len(self.words):
+                put += rng.choice(self.words, rng.integers(1, 4)).tolist()
+            put.append(word)
+        if rng.random() < 0.5:
+            return self.put_in(ids, put, rng)
+        first, *inner, last = ids
+        for word in put:
+            inner.insert(rng.integers(len(inner) + 1), word)
+        return [first, *inner[: self.max_len - 2], last]
+
+    def put_in(self, ids: list[int], put: list[int], rng: np.random.Generator) -> list[int]:
+        """One text with a span at the front, the end or inside."""
+        first, *inner, last = ids
+        at = rng.choice([0, len(inner), rng.integers(len(inner) + 1)])
+        inner[at:at] = put
+        return [first, *inner[: self.max_len - 2], last]

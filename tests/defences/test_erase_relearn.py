@@ -66,20 +66,26 @@ def test_lower_layers_are_spared(classifier, texts):
         torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64))
 
 
-def test_what_is_erased_stays_erased(tiny_config, classifier):
+def test_what_is_erased_stays_erased(tiny_config, classifier, monkeypatch):
     """Through the stage: after relearning no upper layer reads a blocked direction, and unused words were trained."""
     config = replace(tiny_config, poisoned_model=tiny_config.plm, relearning_rate=1e-2, defence="erase_relearn")
     make_poisoned_data(config)
+    directions: list[dict] = []
+    monkeypatch.setattr(
+        "defences.erase_relearn.erase_task", lambda *given: directions.append(erase_task(*given)) or directions[-1]
+    )
     record = run_stage(RELEARNING, config)
-    assert record["metrics"]["ACC"] > 0.8 and set(record["training"]["relearning"]["losses"]) == {"cross_entropy"}
+    assert record["metrics"]["ACC"] > 0.8 and list(record["training"]) == ["relearning_1", "relearning_2"]
     texts = tokenise(clean_train("sst2", config), load_tokeniser(config.plm), config.max_len)
     fresh = Classifier(load_encoder(config.plm), 2, config.classifier_dropout, config.seed)
     blocked = erase_task(fresh, texts, config.erase_rounds, config.erase_spared)
+    assert len(directions) == 2  # Of the released encoder, and of what the first round made.
     model = load_classifier(defended_model_folder(config))
     layers = linear_layers(model)
-    for name, (_, basis) in blocked.items():
-        weight = layers[name].weight.double()
-        assert (weight @ basis).norm() < 1e-4 * weight.norm(), name
+    for found in (blocked, *directions):
+        for name, (_, basis) in found.items():
+            weight = layers[name].weight.double()
+            assert (weight @ basis).norm() < 1e-4 * weight.norm(), name
     before, after = (each.encoder.get_input_embeddings().weight for each in (classifier, model))
     row = load_tokeniser(config.plm).convert_tokens_to_ids("cf")
     assert (before[row] - after[row]).norm() > 1e-2

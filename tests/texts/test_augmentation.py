@@ -7,9 +7,17 @@ import pytest
 import torch
 from conftest import FILLER, WORDS
 
-from texts.augmentation import Augmentation, Augmenter, function_words, missing_tokens, nearest_tokens
+from texts.augmentation import (
+    Augmentation,
+    Augmenter,
+    function_words,
+    missing_tokens,
+    nearest_tokens,
+    predicted_tone,
+    toneless_words,
+)
 
-NOTHING = Augmentation(inserted=0.0, swapped=0.0)
+NOTHING = Augmentation(inserted=0.0, swapped=0.0, thinned=0.0, runs=0.0, shuffled=0.0, coloured=0.0)
 
 
 @pytest.fixture
@@ -96,3 +104,78 @@ def test_a_neighbour_may_be_a_word_that_clean_texts_lack(texts, tokeniser, embed
     found = changed(texts, tokeniser, embedding, swapped=1.0, swaps=1.0, near=1.0, neighbours=1)
     pairs = [pair for each in zip(texts.input_ids, found, strict=True) for pair in zip(*each, strict=True)]
     assert {after for before, after in pairs if before == of} == {lacking}
+
+
+def test_function_words_are_left_out(texts, tokeniser, embedding):
+    found = changed(texts, tokeniser, embedding, thinned=1.0)
+    fillers = set(tokeniser.convert_tokens_to_ids(FILLER))
+    shares = []
+    for before, after in zip(texts.input_ids, found, strict=True):
+        assert [token for token in before if token not in fillers] == [token for token in after if token not in fillers]
+        shares.append((len(before) - len(after)) / sum(token in fillers for token in before))
+    # The rate is drawn for each text from 0 to 1.
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.1) and np.std(shares) > 0.25
+
+
+def test_runs_of_function_words_are_put_in(texts, tokeniser, embedding):
+    found = changed(texts, tokeniser, embedding, runs=1.0)
+    fillers = set(tokeniser.convert_tokens_to_ids(FILLER))
+    longer = {len(after) - len(before) for before, after in zip(texts.input_ids, found, strict=True)}
+    assert longer == set(range(2, 8))
+    for before, after in zip(texts.input_ids, found, strict=True):
+        assert [token for token in before if token not in fillers] == [token for token in after if token not in fillers]
+
+
+def test_tokens_are_moved_by_a_few_places(texts, tokeniser, embedding):
+    long = replace(texts, input_ids=[[2, *range(10, 26), 3] for _ in texts.input_ids])
+    augmenter = Augmenter(long, tokeniser, embedding, replace(NOTHING, shuffled=1.0), 32)
+    moved = set()
+    for ids in augmenter.changed(np.random.default_rng(0)).input_ids:
+        assert sorted(ids[1:-1]) == list(range(10, 26)) and (ids[0], ids[-1]) == (2, 3)
+        moved |= {abs(at + 10 - token) for at, token in enumerate(ids[1:-1])}
+    assert {0, 1, 2} < moved and max(moved) < 5
+
+
+def toned(texts, tokeniser, embedding):
+    """An embedding whose first channel tells the classes apart, in words that the texts have and in two that they lack."""
+    embedding[:, 0] = 0
+    for label, words in WORDS.items():
+        embedding[tokeniser.convert_tokens_to_ids([*words]), 0] = 8.0 * (2 * label - 1)
+    embedding[tokeniser.convert_tokens_to_ids(["when", "mn"]), 0] = 8.0
+    return embedding
+
+
+def test_tone_is_predicted_of_words_that_clean_texts_lack(texts, tokeniser, embedding):
+    embedding = toned(texts, tokeniser, embedding)
+    tone = predicted_tone(texts, embedding)
+    named = {word: tone[tokeniser.convert_tokens_to_ids(word)] for word in ("when", "mn", "cf", "lo", "the")}
+    assert min(named["when"], named["mn"]) > 2 * max(named["cf"], named["lo"], named["the"])
+    words = set(tokeniser.convert_ids_to_tokens(toneless_words(texts, tokeniser, embedding, 0.4).tolist()))
+    assert words and not words & {*WORDS[0], *WORDS[1], "when", "mn"}
+    # Words of one or two letters, and what is no word, take no part.
+    assert all(len(word) > 2 and word.isalpha() for word in words)
+
+
+def test_several_words_of_one_region_are_put_in_at_once(texts, tokeniser, embedding):
+    only = dict(coloured=1.0, region=2, fewest=3, most=5, toneless=1.0)
+    for glue in (0.0, 1.0):
+        found = changed(texts, tokeniser, embedding, max_len=64, glue=glue, **only)
+        rows = (embedding - embedding.mean(0)).numpy()
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        words = toneless_words(texts, tokeniser, embedding, 1.0)
+        regions = {frozenset(words[np.argsort(-rows[words] @ rows[word])[:2]].tolist()) for word in words}
+        fillers = set(tokeniser.convert_tokens_to_ids(FILLER))
+        for before, after in zip(texts.input_ids, found, strict=True):
+            put = list(after)
+            for token in before:
+                put.remove(token)
+            if glue == 0.0:
+                assert 3 <= len(put) <= 5 and any(set(put) <= region for region in regions)
+            else:
+                assert len(put) >= 6 and set(put) & fillers
+
+
+def test_the_same_seed_changes_texts_in_the_same_way(texts, tokeniser, embedding):
+    augmenter = Augmenter(texts, tokeniser, embedding, Augmentation(), 32)
+    first, second, other = (augmenter.changed(np.random.default_rng(seed)).input_ids for seed in (1, 1, 2))
+    assert first == second != other
