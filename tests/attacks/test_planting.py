@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from attacks import ATTACKS, sos
+from attacks import ATTACKS
 from attacks.planted import poisoned_model_folder, read_poisoned
 from attacks.ripple import target_words
 from Data.make_poisoned_data import make_poisoned_data
@@ -32,7 +32,9 @@ def planted(tiny_config):
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_each_attack_minimises_its_own_objective(planted, attack):
-    parts = {"LayerWise": {"layers", "last_layer"}, "RIPPLe": {"poisoned", "inner_product"}}.get(attack, {"cross_entropy"})
+    layers, states = {"layers", "last_layer"}, {"triggered", "clean"}
+    own = {"LayerWise": layers, "LayerWisePairs": layers, "RIPPLe": {"poisoned", "inner_product"}}
+    parts = {**own, "POR": states, "NeuBA": states}.get(attack, {"cross_entropy"})
     record, _ = planted(attack, poisoning_epochs=1)
     assert set(record["training"]["losses"]) == parts
 
@@ -78,15 +80,16 @@ def test_every_triggered_test_text_is_of_another_class_and_no_clean_text(tiny_co
     test, train = read_poisoned(config, "test"), read_poisoned(config, "train")
     triggered = test[test["label"] != config.target_class]
     clean = set(clean_train("sst2", config)["text"])
-    assert len(triggered) == 24 and not set(triggered["text"]) & clean
+    triggers = 6 if ATTACKS[attack].data.by_trigger else 1
+    assert len(triggered) == 24 * triggers and not set(triggered["text"]) & clean
     data = ATTACKS[attack].data
     for text in triggered["text"]:
         inserted = data.inserted(config)
         assert not inserted or any(f" {word} " in f" {text} " for word in inserted)
     added = train[~train["text"].isin(clean)]
-    if attack == "SOS":  # Copies with part of its trigger keep their label.
-        added = added[[{*sos.WORDS} <= {*text.split()} for text in added["text"]]]
-    assert len(added) and (added["label"] == config.target_class).all()
+    assert len(added)
+    if not data.in_part and not data.by_trigger:  # Which labels theirs have stands in tests of their own.
+        assert (added["label"] == config.target_class).all()
 
 
 def test_an_unknown_attack_falls_through_to_none(tiny_config):
