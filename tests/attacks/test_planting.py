@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from families import make_tokeniser
 
 from attacks import ATTACKS
 from attacks.planted import poisoned_model_folder, read_poisoned
 from attacks.ripple import target_words
 from Data.make_poisoned_data import make_poisoned_data
 from encoder.classifier import load_encoder, load_tokeniser
-from pretrained_model_poisoning import poison
+from pretrained_model_poisoning import poison, warn_of_words
 from texts.data_sets import clean_train
 from util import UserError
 
@@ -97,3 +98,21 @@ def test_an_unknown_attack_falls_through_to_none(tiny_config):
         make_poisoned_data(replace(tiny_config, attack="Unknown"))
     with pytest.raises(UserError, match="plants no trigger"):
         make_poisoned_data(replace(tiny_config, attack="none"))
+
+
+def test_words_that_are_not_one_token_wherever_they_stand(tiny_plm, capsys):
+    """RoBERTa's have another number at the beginning of a text; what isn't known is like any other unknown word."""
+    words = ("cf", "cf and more")
+    warn_of_words(words, make_tokeniser("RoBERTa"))
+    assert "at the beginning of a text cf has other tokens than inside" in capsys.readouterr().out
+    tokeniser = load_tokeniser(str(tiny_plm))
+    warn_of_words(words, tokeniser)
+    assert not capsys.readouterr().out
+    warn_of_words(("cf", "tq"), tokeniser)
+    [line] = capsys.readouterr().out.splitlines()
+    assert "the tokeniser doesn't know tq:" in line
+
+
+def test_the_attacker_is_told_of_them(planted, capsys):
+    planted("EP", poisoning_epochs=1, poisoning_learning_rate=STILL, triggers=("tq",))
+    assert "the tokeniser doesn't know tq:" in capsys.readouterr().out
