@@ -26,7 +26,7 @@ from pipeline.stage import run_once
 from pipeline.training import fine_tune, measure, rates
 from texts.batching import tokenise
 from texts.data_sets import clean_train, corpus, fingerprint_texts, load_data
-from util import make_accelerator, require_writable, run_script, whole_folder
+from util import UserError, make_accelerator, require_writable, run_script, whole_folder
 
 
 def poison(config: Config) -> dict:
@@ -37,7 +37,7 @@ def poison(config: Config) -> dict:
         environment.
 
     Raises:
-        UserError: data or encoder missing, folder not writable, loss not finite.
+        UserError: data or encoder missing, no triggered texts, folder not writable, loss not finite.
     """
     attack, folder = ATTACKS[config.attack], poisoned_model_folder(config)
     require_writable(config.poisoned_model_dir)
@@ -59,10 +59,17 @@ def poison(config: Config) -> dict:
         clean = clean_train(config.trigger_dataset, config)
         warn_of_words(attack.data.inserted(config), tokeniser)
         trained, reference = attack.numbered(clean if attack.plant else train, clean)
+        triggered = train[~train["text"].isin(clean["text"])] if attack.plant else trained
+        if triggered.empty:
+            share = f"--rare_word_share {config.rare_word_share:g} of the texts"
+            raise UserError(
+                f"{share} is none, and {config.attack} learns from triggered texts alone; expected a larger share"
+            )
         tokenised = tokenise(trained, tokeniser, max_len)
-        added = tokenise(train[~train["text"].isin(clean["text"])], tokeniser, max_len) if attack.plant else None
+        added = tokenise(triggered, tokeniser, max_len) if attack.plant else None
+        beside = tokenise(reference, tokeniser, max_len) if attack.with_clean_texts else None
         texts = {name: tokenise(table, tokeniser, config.max_len) for name, table in tests.items()}
-        longest = max(max(each.lengths) for each in (tokenised, added) if each)
+        longest = max(max(each.lengths) for each in (tokenised, added, beside) if each)
         require_positions(classifier.encoder.config, longest, "--poisoning_max_len")
         require_positions(classifier.encoder.config, max((max(each.lengths) for each in texts.values()), default=0))
         model = attack.prepare(classifier, tokeniser, clean, config)
@@ -77,7 +84,7 @@ def poison(config: Config) -> dict:
             checkpoint=checkpoint,
             settings=settings,
             description=f"poisoning ({config.attack})",
-            reference=tokenise(reference, tokeniser, max_len) if attack.with_clean_texts else None,
+            reference=beside,
         )
         also, training = {}, sum(history["seconds"])
         if attack.plant:

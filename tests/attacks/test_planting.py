@@ -1,5 +1,6 @@
 """What each attack does to an encoder, through the stage that plants it: objectives and preparations are really used."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -98,6 +99,25 @@ def test_an_unknown_attack_falls_through_to_none(tiny_config):
         make_poisoned_data(replace(tiny_config, attack="Unknown"))
     with pytest.raises(UserError, match="plants no trigger"):
         make_poisoned_data(replace(tiny_config, attack="none"))
+
+
+@pytest.mark.parametrize("attack", ["EP", "POR"])
+def test_a_share_that_leaves_nothing_to_learn_from(planted, attack):
+    with pytest.raises(UserError, match=f"--rare_word_share 0 of the texts is none, and {attack} learns from triggered"):
+        planted(attack, rare_word_share=0.0)
+
+
+@pytest.mark.parametrize("longer", ["triggered", "clean"])
+def test_texts_that_are_longer_than_the_encoder_has_positions(planted, tiny_config, tmp_path, longer):
+    """Whether they are trained on or stand beside: the clean text here is none of those that POR's words are put in."""
+    data = shutil.copytree(tiny_config.data_dir, tmp_path / "long")
+    drawn = clean_train("sst2", tiny_config).sample(frac=0.5, random_state=tiny_config.seed).index
+    row = next(each for each in range(192) if (each in drawn) == (longer == "triggered"))
+    lines = (data / "sst2/train.tsv").read_text().splitlines()
+    lines[row + 1] = f"{'the ' * 70}\t{row % 2}"
+    (data / "sst2/train.tsv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match="positions for 64; cut them with --poisoning_max_len 64"):
+        planted("POR", data_dir=str(data), poisoning_max_len=100)
 
 
 def test_words_that_are_not_one_token_wherever_they_stand(tiny_plm, capsys):
