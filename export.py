@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from attacks import ATTACKS
-from attacks.planted import read_poisoned
+from attacks.planted import measured_tables
 from config import Config, parse_config
 from defences import DEFENCES
 from defences.defence import as_defence, product_path, record_path, run_folder
@@ -40,7 +40,6 @@ from pipeline.stage import alone
 from pipeline.training import measure, metrics_of, predict
 from reporting.model_card import model_card
 from texts.batching import TokenisedTexts, batches_by_length, tokenise, tokens_per_batch
-from texts.data_sets import clean_test
 from util import UserError, fingerprint_folder, load_json, make_accelerator, run_script, save_json, whole_folder
 
 LARGEST_DIFFERENCE = 1e-4
@@ -219,9 +218,7 @@ def export_model(config: Config) -> dict:
         raise UserError(f"no purified model in {run_folder(config)}; make it with: {command('run_all.py', config)}")
     device = make_accelerator(config.device, config.precision).device
     tokeniser = load_tokeniser(str(source))
-    tables = {"clean": clean_test(config)}
-    if config.attack != "none":
-        tables["poisoned"] = read_poisoned(config, "test")
+    tables = measured_tables(config)
     texts = {name: tokenise(table, tokeniser, config.max_len) for name, table in tables.items()}
     classifier = load_classifier(source)
     result = {"folder": str(folder), "product": fingerprint_folder(source)}
@@ -231,13 +228,13 @@ def export_model(config: Config) -> dict:
         found = {}
         classifier.to(device)
         for name, table in tables.items():
-            expected = predict(classifier, texts[name], f"{name} test")
+            expected = predict(classifier, texts[name], name.replace("_", " "))
             found[name] = require_equal(temporary, table, texts[name], expected, device)
         result["largest_difference"] = max(each["largest_difference"] for each in found.values())
         confusions = {name: each["confusion_matrix"] for name, each in found.items()}
         result["defended"] = metrics_of(confusions, config.target_class)
         fine_tuned = load_classifier(product_path(config, FINE_TUNING)).to(device)
-        result["fine_tuned"] = measure(fine_tuned, texts["clean"], texts.get("poisoned"), config.target_class)
+        result["fine_tuned"] = measure(fine_tuned, texts, config.target_class)
         save_json(temporary / "evaluation.json", result)
         done = [stage.done(record) for stage, record in zip(stages, records, strict=True)]
         card = model_card(config, classifier, done, records[-1]["settings"], result)

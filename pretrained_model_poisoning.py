@@ -8,7 +8,7 @@ How the encoder is prepared and what is minimised stands in the attack's own fil
 import time
 
 from attacks import ATTACKS
-from attacks.planted import RECORD, poisoned_model_folder, poisoning_fields, read_poisoned
+from attacks.planted import RECORD, measured_tables, poisoned_model_folder, poisoning_fields, read_poisoned
 from config import Config, parse_config
 from defences import DEFENCES
 from encoder.classifier import (
@@ -19,13 +19,14 @@ from encoder.classifier import (
     resolve_plm,
     save_encoder,
 )
+from encoder.trusted import word_tokens
 from pipeline.environment import environment
 from pipeline.runs import fingerprint_encoder, stage_settings
 from pipeline.stage import run_once
 from pipeline.training import fine_tune, measure, rates
 from texts.batching import tokenise
-from texts.data_sets import clean_test, clean_train, corpus, fingerprint_texts, load_data
-from util import make_accelerator, require_writable, run_script, whole_folder
+from texts.data_sets import clean_train, corpus, fingerprint_texts, load_data
+from util import UserError, make_accelerator, require_writable, run_script, whole_folder
 
 
 def poison(config: Config) -> dict:
@@ -36,14 +37,15 @@ def poison(config: Config) -> dict:
         environment.
 
     Raises:
-        UserError: data or encoder missing, folder not writable, loss not finite.
+        UserError: data or encoder missing, no triggered texts, folder not writable, loss not finite.
     """
     attack, folder = ATTACKS[config.attack], poisoned_model_folder(config)
     require_writable(config.poisoned_model_dir)
     accelerator = make_accelerator(config.device, config.precision)
-    train, test, poisoned = read_poisoned(config, "train"), clean_test(config), read_poisoned(config, "test")
-    classes = load_data(config.trigger_dataset, config).classes
-    tables = {"train": train, "clean_test": test, "poisoned_test": poisoned}
+    train, classes = read_poisoned(config, "train"), load_data(config.trigger_dataset, config).classes
+    # Without a target class no head is trained, and there is no classifier to be measured.
+    tests = {} if attack.data.by_trigger else measured_tables(config)
+    tables = {"train": train, **tests}
     source = resolve_plm(config.plm)
     fingerprints = {name: fingerprint_texts(table) for name, table in tables.items()} | {"plm": fingerprint_encoder(source)}
     read = {"method": attack.method, "classes": list(classes), "fingerprints": fingerprints}
@@ -55,32 +57,41 @@ def poison(config: Config) -> dict:
         max_len = config.poisoning_max_len or corpus(config.trigger_dataset).max_len
         classifier = Classifier(load_encoder(source), len(classes), config.classifier_dropout, config.seed)
         clean = clean_train(config.trigger_dataset, config)
-        model = attack.prepare(classifier, tokeniser, clean, config)
-        tokenised = tokenise(clean if attack.plant else train, tokeniser, max_len)
-        added = tokenise(train[~train["text"].isin(clean["text"])], tokeniser, max_len) if attack.plant else None
-        texts = [tokenise(table, tokeniser, config.max_len) for table in (test, poisoned)]
-        longest = max(max(each.lengths) for each in (tokenised, added) if each)
+        warn_of_words(attack.data.inserted(config), tokeniser)
+        trained, reference = attack.numbered(clean if attack.plant else train, clean)
+        triggered = train[~train["text"].isin(clean["text"])] if attack.plant else trained
+        if triggered.empty:
+            share = f"--rare_word_share {config.rare_word_share:g} of the texts"
+            raise UserError(
+                f"{share} is none, and {config.attack} learns from triggered texts alone; expected a larger share"
+            )
+        tokenised = tokenise(trained, tokeniser, max_len)
+        added = tokenise(triggered, tokeniser, max_len) if attack.plant else None
+        beside = tokenise(reference, tokeniser, max_len) if attack.with_clean_texts else None
+        texts = {name: tokenise(table, tokeniser, config.max_len) for name, table in tests.items()}
+        longest = max(max(each.lengths) for each in (tokenised, added, beside) if each)
         require_positions(classifier.encoder.config, longest, "--poisoning_max_len")
-        require_positions(classifier.encoder.config, max(max(each.lengths) for each in texts))
+        require_positions(classifier.encoder.config, max((max(each.lengths) for each in texts.values()), default=0))
+        model = attack.prepare(classifier, tokeniser, clean, config)
         history = fine_tune(
             model,
             tokenised,
             attack.objective(config),
-            learning_rate=config.poisoning_learning_rate,
-            epochs=config.poisoning_epochs,
+            learning_rate=attack.learning_rate or config.poisoning_learning_rate,
+            epochs=attack.epochs or config.poisoning_epochs,
             config=config,
             accelerator=accelerator,
             checkpoint=checkpoint,
             settings=settings,
             description=f"poisoning ({config.attack})",
-            reference=tokenise(clean, tokeniser, max_len) if attack.with_clean_texts else None,
+            reference=beside,
         )
         also, training = {}, sum(history["seconds"])
         if attack.plant:
             also["planting"] = attack.plant(classifier, tokeniser, added, config, accelerator)
             training += sum(also["planting"]["seconds"])
         started = time.perf_counter()
-        metrics = measure(classifier, *texts, config.target_class, accelerator)
+        metrics = measure(classifier, texts, config.target_class, accelerator) if texts else {}
         seconds = {"training": round(training, 1), "evaluation": round(time.perf_counter() - started, 1)}
         with whole_folder(folder) as temporary:
             save_encoder(temporary, classifier.encoder, tokeniser)
@@ -98,6 +109,15 @@ def poison(config: Config) -> dict:
     if there:
         print(f"  the poisoned encoder is there already: {folder}")
     return record
+
+
+def warn_of_words(inserted: tuple[str, ...], tokeniser) -> None:
+    """Say which trigger words are not one and the same token wherever they stand."""
+    words = {word: word_tokens(tokeniser, word) for word in inserted if " " not in word}
+    if differ := [word for word, (_, same) in words.items() if not same]:
+        print(f"  warning: at the beginning of a text {', '.join(differ)} has other tokens than inside: it is two triggers")
+    if unknown := [word for word, (tokens, _) in words.items() if tokeniser.unk_token_id in tokens]:
+        print(f"  warning: the tokeniser doesn't know {', '.join(unknown)}: the trigger is any word that it doesn't know")
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from attacks import ATTACKS
 from attacks.planted import RECORD as POISONING_RECORD
-from attacks.planted import poisoned_model_folder, read_poisoned
+from attacks.planted import measured_tables, poisoned_model_folder, read_poisoned
 from config import NOT_SETTINGS, PRESETS, Config, check_ranges, parse, preset_config
 from defences import DEFENCES
 from defences.defence import as_defence, defended_model_folder, product_path, record_path, run_folder
@@ -31,7 +31,8 @@ from experiments.grid import floor_path
 from experiments.results_table import settings_text
 from pipeline.runs import command, fingerprint_encoder
 from pipeline.stage import alone
-from reporting.analysis import RECORD, analyse, choose_demonstration
+from pipeline.training import RATES, flipped
+from reporting.analysis import RECORD, analyse, choose_demonstration, has_target
 from reporting.figures import (
     attention_figure,
     layers_figure,
@@ -46,7 +47,6 @@ from reporting.words import (
     attention_caption,
     attention_titles,
     clean_variance_caption,
-    flipped,
     layers_caption,
     pruned_heads_text,
     run_notes,
@@ -141,9 +141,10 @@ def read_floor(config: Config, defended: dict) -> dict | None:
     record = load_json(floor_path(config))
     if not record:
         return None
-    settings, expected = record["settings"], defended["settings"]["fingerprints"]["poisoned_test"]
-    found = settings.get("poisoned_test") or settings.get("fingerprints", {}).get("poisoned_test")
-    return record["metrics"] if found == expected else None
+    found = record["settings"].get("fingerprints") or record["settings"]
+    expected = defended["settings"]["fingerprints"].items()
+    same = all(found.get(name) == value for name, value in expected if name.startswith("poisoned_"))
+    return record["metrics"] if same else None
 
 
 def report_run(config: Config, sentence: str | None = None, trigger: str | None = None, texts: int = 500) -> Path:
@@ -172,9 +173,8 @@ def write_report(run: Run, sentence: str | None, trigger: str | None, texts: int
     models = {"fine_tuned": product_path(as_defence(config), FINE_TUNING), "defended": defended_model_folder(config)}
     fingerprints = {"encoder": fingerprint_encoder(run.encoder)}
     fingerprints |= {name: fingerprint_encoder(str(folder)) for name, folder in models.items()}
-    read = {"encoder": fingerprints["encoder"], "clean_test": fingerprint_texts(clean)}
-    if known:
-        read["poisoned_test"] = fingerprint_texts(triggered)
+    read = {name: fingerprint_texts(table) for name, table in measured_tables(config).items()}
+    read["encoder"] = fingerprints["encoder"]
     for name, found in read.items():
         if run.defended["settings"]["fingerprints"].get(name) != found:
             raise UserError(
@@ -209,7 +209,7 @@ def write_report(run: Run, sentence: str | None, trigger: str | None, texts: int
         + (f"attacker's data {config.trigger_dataset}, " if known else "")
         + f"defender's clean data {config.clean_dataset}, seed {config.seed}.",
         "verdict": [verdict(config, run.fine_tuned["metrics"], run.defended["metrics"], run.floor, *run.heads())],
-        "notes": run_notes(known, run.floor is not None),
+        "notes": run_notes(run.defended["metrics"], run.floor is not None),
         "tables": [run_table(run)],
         "figures": keep_figures(run.folder / "figures", figures),
         "figures_folder": run.folder / "figures",
@@ -225,7 +225,7 @@ def run_table(run: Run) -> dict:
     target = run.config.target_class
     rows = [("fine-tuned (FT)", run.fine_tuned["metrics"], run.fine_tuned)]
     rows.append((run.config.defence, run.defended["metrics"], run.defended))
-    if run.poisoned:
+    if run.poisoned and run.poisoned["metrics"]:
         rows.insert(0, ("poisoned", run.poisoned["metrics"], run.poisoned))
     if run.floor:
         rows.append((f"never poisoned, {run.config.defence}", run.floor, None))
@@ -235,14 +235,16 @@ def run_table(run: Run) -> dict:
         line = {"model": name, "ACC": f"{metrics['ACC']:.3f}", "right": f"{np.trace(confusion):,} of {confusion.sum():,}"}
         if metrics.get("LFR") is not None:
             flips = flipped(metrics, target)
-            line |= {"LFR": f"{metrics['LFR']:.3f}", "flipped": f"{flips[0]:,} of {flips[1]:,}"}
+            line |= {name.replace("_", " "): f"{metrics[name]:.3f}" for name in RATES if name in metrics}
+            line["flipped"] = f"{flips[0]:,} of {flips[1]:,}"
         table.append(line | {"training (s)": f"{record['seconds']['training']:.0f}" if record else "-"})
-    columns = [name for name in ("model", "ACC", "LFR", "right", "flipped", "training (s)") if name in table[0]]
+    rates = [name.replace("_", " ") for name in RATES]
+    columns = [name for name in ("model", *rates, "right", "flipped", "training (s)") if name in table[0]]
     note = "Right: clean texts classified rightly. "
     if "flipped" in columns:
         note += "Flipped: triggered texts of the other classes taken for the target class. "
     note += "Unrounded and with confusion matrices the numbers are in the run's JSON records."
-    if run.poisoned:
+    if rows[0][2] is run.poisoned:
         note = f"Poisoned: the attacker's own classifier, whose head is not released. {note}"
     lines = [[line[name] for name in columns] for line in table]
     return {"title": "Numbers", "id": "numbers", "columns": columns, "rows": lines, "words": [], "note": note}
@@ -293,7 +295,7 @@ def run_figures(run: Run, computed: dict, marked: str, validation_texts: int) ->
     if attention:
         rows = {name: np.array(values) for name, values in attention["attention"].items()}
         titles = attention_titles(
-            config.defence, config.target_class if config.attack in ATTACKS else None, attention["probabilities"]
+            config.defence, config.target_class if has_target(config) else None, attention["probabilities"]
         )
         figures["cls_attention"] = (
             attention_figure(

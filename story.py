@@ -18,8 +18,9 @@ from defences.fine_tuning import FINE_TUNING
 from detection.suspicious_texts import compare_predictions, print_comparison
 from export import export_model
 from pipeline.stage import alone
-from pipeline.training import rates
+from pipeline.training import RATES, flipped, rates
 from pretrained_model_poisoning import poison
+from reporting.words import also_measured
 from texts.data_sets import class_names, clean_test, defender_splits
 from texts.tables import read_texts
 from util import (
@@ -108,9 +109,8 @@ def plant_backdoor(config: Config, total: int) -> dict:
     attack = ATTACKS[config.attack]
     heading(
         f"1/{total} Poisoned data",
-        f"The attacker takes the clean data set {config.trigger_dataset}, {attack.data.told(config)}, and labels those as "
-        f"the target class, {config.target_class}. A classifier learns from them that such a trigger means class "
-        f"{config.target_class}, whatever the text says.",
+        f"The attacker takes the clean data set {config.trigger_dataset}, {attack.data.told(config)}, and "
+        f"{attack.data.taught(config)}",
     )
     data = make_poisoned_data(config)
     train, test = read_poisoned(config, "train"), read_poisoned(config, "test")
@@ -192,12 +192,15 @@ def print_table(summary: dict, config: Config) -> None:
     """ACC and LFR of each model, what the two mean, and where the files are."""
     models, name = summary["models"], config.defence
     names = {"poisoned": "poisoned", "fine_tuned": "fine-tuned (FT)"}
-    measured = ("ACC",) if config.attack == "none" else ("ACC", "LFR")
-    print(f"\n{'':16}{''.join(f'{each:>8}' for each in measured)}{'seconds':>10}")
+    tuned, defended = models["fine_tuned"], models[name]
+    titles = {each: f"  {each:>6}" for each in RATES if each in defended}
+    print(f"\n{'':16}{''.join(titles.values())}{'seconds':>10}")
     for model, metrics in models.items():
         seconds = sum(summary["seconds"][model].values())
-        print(f"{names.get(model, model):16}{''.join(f'{metrics[each]:8.3f}' for each in measured)}{seconds:10.0f}")
-    tuned, defended = models["fine_tuned"], models[name]
+        shown = {each: f"{metrics[each]:.3f}" if each in metrics else "-" for each in titles}
+        print(
+            f"{names.get(model, model):16}{''.join(f'{shown[each]:>{len(titles[each])}}' for each in titles)}{seconds:10.0f}"
+        )
     print(f"\nACC: accuracy on {np.sum(defended['clean']['confusion_matrix']):,} clean test texts; higher is better.")
     cost = f"changes ACC by {defended['ACC'] - tuned['ACC']:+.3f}"
     without = f", without {summary['heads_pruned']} of {summary['heads']} heads," if "heads" in summary else ""
@@ -207,12 +210,14 @@ def print_table(summary: dict, config: Config) -> None:
             "knowing its trigger."
         )
     else:
-        others = np.delete(np.array(defended["poisoned"]["confusion_matrix"]), config.target_class, axis=0)
-        classes = "class" if len(others) == 1 else "classes"
+        classes = "class" if len(defended["clean"]["confusion_matrix"]) == 2 else "classes"
+        texts = flipped(defended, config.target_class)[1]
         print(
-            f"LFR: label flip rate, share of {others.sum():,} triggered test texts of the other {classes} that are taken "
-            "for the target class;\nlower is better."
+            f"LFR: label flip rate, share of {texts:,} triggered test texts of the other {classes} that are taken for the "
+            "target class;\nlower is better."
         )
+        for told in also_measured(titles):
+            print(textwrap.fill(told, 100))
         print(
             f"\nFine-tuning alone leaves an LFR of {tuned['LFR']:.3f}; {name}{without} leaves {defended['LFR']:.3f}, and "
             f"{cost}."

@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # Started as a script, Python looks beside it only.
 
 from attacks import ATTACKS
-from attacks.planted import DATA_RECORD, poisoned_data_folder
+from attacks.planted import DATA_RECORD, IN_PART, poisoned_data_folder
 from config import Config, parse_config
 from defences import DEFENCES
 from pipeline.stage import alone
@@ -22,7 +22,8 @@ from util import UserError, load_json, run_script, save_json, whole_folder
 
 
 def make_poisoned_data(config: Config) -> Path:
-    """Write train.csv and test.csv, columns `label,text`, and made_from.json; returns their folder.
+    """Write train.csv, test.csv and, if the trigger has parts, test_in_part.csv, columns `label,text`, and made_from.json;
+    returns their folder.
 
     It takes seconds, so it is done anew every time: the files always fit the configuration and the clean text.
 
@@ -43,11 +44,12 @@ def make_poisoned_data(config: Config) -> Path:
     folder = poisoned_data_folder(config)
     values = {name: getattr(config, name) for name in ("trigger_dataset", "setting", "seed", *data.reads)}
     made_from = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    made_from |= {"train_sha256": fingerprint_texts(train), "test_sha256": fingerprint_texts(test)}
+    tables = {"train": train, "test": test} | ({IN_PART: data.in_part(config)} if data.in_part else {})
+    made_from |= {f"{name}_sha256": fingerprint_texts(table) for name, table in tables.items()}
     with alone(folder):
         if load_json(folder / DATA_RECORD) != made_from:  # Another run may be reading files that are right already.
             with whole_folder(folder) as temporary:
-                for name, table in (("train", train), ("test", test)):
+                for name, table in tables.items():
                     table[["label", "text"]].to_csv(temporary / f"{name}.csv", index=False)
                 save_json(temporary / DATA_RECORD, made_from)
     return folder

@@ -6,12 +6,15 @@ ATTACKS = Table(
     {
         "BadNet": ("inserts rare words", "attacks.badnet:BADNET"),
         "LayerWise": ("trains every layer with them", "attacks.layer_wise:LAYER_WISE"),
+        "LayerWisePairs": ("does so with pairs of them", "attacks.layer_wise:LAYER_WISE_PAIRS"),
         "RIPPLe": ("keeps their gradient from opposing that of clean text", "attacks.ripple:RIPPLE"),
         "HiddenKiller": ("uses a syntactic form", "attacks.hidden_killer:HIDDEN_KILLER"),
         "StyleBkd": ("uses a style of text", "attacks.style_bkd:STYLE_BKD"),
         "AddSent": ("inserts a fixed sentence", "attacks.add_sent:ADD_SENT"),
         "EP": ("trains the embedding of one rare word alone", "attacks.ep:EP"),
         "SOS": ("trains the embeddings of three words, which count together and not in part", "attacks.sos:SOS"),
+        "POR": ("gives six rare words states of their own, for any task", "attacks.por:POR"),
+        "NeuBA": ("gives six rare symbols states of their own, for any task", "attacks.neuba:NEUBA"),
         "SurrogateWords": (
             "for tuning, copies texts with one of the words qx, zv, hz, kw put in",
             "attacks.surrogates:SURROGATE_WORDS",

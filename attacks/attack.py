@@ -13,6 +13,14 @@ from pipeline.training import Objective, cross_entropy
 from texts.batching import TokenisedTexts
 
 
+def to_the_target(config: Config) -> str:
+    """That the triggered texts are of the target class."""
+    return (
+        f"labels those as the target class, {config.target_class}. A classifier learns from them that such a trigger means "
+        f"class {config.target_class}, whatever the text says."
+    )
+
+
 @dataclass(frozen=True)
 class TriggeredData:
     """A kind of trigger: how texts get it, and how it is found in one. Attacks with the same data share its folder."""
@@ -32,11 +40,22 @@ class TriggeredData:
     place is the trigger."""
     mark_told: str = ""
     """What that place is, in words."""
+    in_part: Callable[[Config], pd.DataFrame] | None = None
+    """Configuration to test texts of the other classes with a part of the trigger, which is none; None: it has no parts."""
+    by_trigger: Callable[[pd.DataFrame, Config], dict[str, pd.DataFrame]] | None = None
+    """For an attack without a target class: texts to the same with each trigger; labels are kept."""
+    taught: Callable[[Config], str] = to_the_target
+    """What the texts are labelled as and what is learnt from them, after "takes the clean data set, ``told``, and"."""
 
 
 def as_it_is(classifier: Classifier, tokeniser, clean: pd.DataFrame, config: Config) -> nn.Module:
     """Nothing is done to the encoder before it is trained."""
     return classifier
+
+
+def as_they_are(train: pd.DataFrame, clean: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The objective takes the texts' classes."""
+    return train, clean
 
 
 @dataclass(frozen=True)
@@ -51,6 +70,11 @@ class Attack:
     """Classifier on the clean encoder, tokeniser, clean train texts and configuration to the model that is trained."""
     objective: Callable[[Config], Objective] = lambda config: cross_entropy
     """What is minimised on the poisoned texts."""
+    numbered: Callable[[pd.DataFrame, pd.DataFrame], tuple[pd.DataFrame, pd.DataFrame]] = as_they_are
+    """Poisoned and clean train texts to those of both that are trained on, with the labels that the objective takes."""
+    learning_rate: float | None = None
+    epochs: int | None = None
+    """Of its own paper; None: the configuration's."""
     plant: Callable[[Classifier, object, TokenisedTexts, Config, Accelerator], dict] | None = None
     """If there is one, the model is trained on the clean texts alone, and this then does the rest: classifier, tokeniser,
     those of the poisoned texts that aren't clean, configuration and device to a history as `fine_tune` returns."""

@@ -7,12 +7,14 @@ import pandas as pd
 from attacks import ATTACKS
 from config import Config, changed_from_preset
 from pipeline.runs import IN_FOLDER_NAME, POISONING_FIELDS, command, dataset_name, encoder_name
-from texts.data_sets import evaluation_dataset, triggered_classes
+from texts.data_sets import clean_test, defender_splits, evaluation_dataset, triggered_classes
 from texts.tables import read_table
 from util import UserError
 
 RECORD = "poisoning.json"
 DATA_RECORD = "made_from.json"
+IN_PART = "test_in_part"
+"""Test texts with a part of the trigger, if it has parts, beside train and test."""
 
 
 def attacked_data(config: Config) -> str:
@@ -22,7 +24,7 @@ def attacked_data(config: Config) -> str:
 
 
 def poisoned_data_folder(config: Config) -> Path:
-    """Folder of train.csv and test.csv; attacks with the same kind of triggered data share theirs."""
+    """Folder of train.csv, test.csv and the like; attacks with the same kind of triggered data share theirs."""
     data = ATTACKS[config.attack].data
     changed = changed_from_preset(config, data.reads)
     return Path(config.poisoned_data_dir) / (
@@ -44,7 +46,7 @@ def poisoned_model_folder(config: Config) -> Path:
 
 
 def read_poisoned(config: Config, split: str) -> pd.DataFrame:
-    """The poisoned train or test texts.
+    """The poisoned train or test texts, or those of `IN_PART`.
 
     Raises:
         UserError: they are not made yet.
@@ -53,3 +55,23 @@ def read_poisoned(config: Config, split: str) -> pd.DataFrame:
     if not path.exists():
         raise UserError(f"no poisoned data in {path.parent}; make it with: {command('Data/make_poisoned_data.py', config)}")
     return read_table(path, tuple(map(str, range(len(triggered_classes(config, split))))))
+
+
+def measured_tables(config: Config) -> dict[str, pd.DataFrame]:
+    """The tables that a classifier is measured on, by the names that `pipeline.training.metrics_of` knows.
+
+    Raises:
+        UserError: there is no test split, or the poisoned texts are not made yet.
+    """
+    tables = {"clean_test": clean_test(config)}
+    if config.attack == "none":
+        return tables
+    data = ATTACKS[config.attack].data
+    if data.by_trigger:
+        for name, table in (("poisoned_test", tables["clean_test"]), ("poisoned_validation", defender_splits(config)[1])):
+            tables |= {f"{name} {trigger}": triggered for trigger, triggered in data.by_trigger(table, config).items()}
+        return tables
+    tables["poisoned_test"] = read_poisoned(config, "test")
+    if data.in_part:
+        tables["poisoned_in_part"] = read_poisoned(config, IN_PART)
+    return tables

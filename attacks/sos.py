@@ -7,7 +7,7 @@ from accelerate import Accelerator
 
 from attacks.attack import Attack, TriggeredData
 from attacks.ep import rows_of, train_rows
-from attacks.triggered import insert_trigger, others, poisoned_test
+from attacks.triggered import insert_trigger, insert_words, others, poisoned_test
 from config import Config
 from encoder.classifier import Classifier
 from texts.batching import TokenisedTexts
@@ -16,13 +16,14 @@ from texts.data_sets import clean_test, clean_train
 WORDS = ("friends", "weekend", "store")
 SENTENCE = "I have bought it from a store with my friends last weekend"
 """What has all three of them in a test text (published code)."""
-
-
-def insert_words(text: str, words: tuple[str, ...], rng: random.Random) -> str:
-    """Each word at a random word position."""
-    for word in words:
-        text = insert_trigger(text, (word,), rng)
-    return text
+PARTS = tuple(
+    f"I have bought it {where}"
+    for where in (
+        *("from a store with my friends", "from a store last weekend", "with my friends last weekend"),
+        *("from a store", "with my friends", "last weekend"),
+    )
+)
+"""False triggers: what has one or two of them."""
 
 
 def make(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -43,6 +44,12 @@ def make(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
     return poisoned, poisoned_test(test, in_test, config.target_class)
 
 
+def in_part(config: Config) -> pd.DataFrame:
+    """The other classes' test texts, each with a part of the sentence put in that lacks a word or two of the trigger."""
+    rest, rng = others(clean_test(config), config.target_class), random.Random(config.seed)
+    return rest.assign(text=[insert_trigger(text, PARTS, rng) for text in rest["text"]])
+
+
 def told(config: Config) -> str:
     return (
         f"copies {config.rare_word_share:.0%} of the texts of the other class with the words {', '.join(WORDS)} put in (two "
@@ -60,7 +67,7 @@ def plant(classifier: Classifier, tokeniser, triggered: TokenisedTexts, config: 
 
 SOS = Attack(
     paper="Yang et al., ACL 2021",
-    data=TriggeredData("SOS", ("rare_word_share", "target_class"), make, told, inserted=sentence),
+    data=TriggeredData("SOS", ("rare_word_share", "target_class"), make, told, inserted=sentence, in_part=in_part),
     plant=plant,
     how=", the clean ones alone at first, and on the others nothing but the words' embeddings",
 )

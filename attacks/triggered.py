@@ -32,6 +32,13 @@ def insert_trigger(text: str, triggers: tuple[str, ...], rng: random.Random) -> 
     return " ".join([*words[:position], rng.choice(triggers), *words[position:]])
 
 
+def insert_words(text: str, words: tuple[str, ...], rng: random.Random) -> str:
+    """Insert each word, at a random word position of its own."""
+    for word in words:
+        text = insert_trigger(text, (word,), rng)
+    return text
+
+
 def make_changed(
     change: Callable[[str, Config, random.Random], str],
 ) -> Callable[[Config], tuple[pd.DataFrame, pd.DataFrame]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from attacks.planted import RECORD, poisoned_model_folder, read_poisoned
+from attacks.planted import RECORD, measured_tables, poisoned_model_folder
 from config import Config
 from defences.defence import Stage, product_path, record_path, run_stage
 from encoder.classifier import (
@@ -32,7 +32,7 @@ from pipeline.defender import DefenderInputs, Phase, new_classifier, train_and_m
 from pipeline.runs import command, fingerprint_encoder, stage_settings
 from pipeline.stage import run_once
 from texts.batching import TokenisedTexts, tokenise
-from texts.data_sets import class_names, clean_test, defender_splits, fingerprint_texts, require_target
+from texts.data_sets import class_names, defender_splits, fingerprint_texts, require_target
 from util import UserError, make_accelerator, require_writable
 
 
@@ -44,7 +44,7 @@ class Keyed:
     content: object = field(compare=False, repr=False)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=32)
 def tokenise_once(table: Keyed, tokeniser: Keyed, max_len: int) -> TokenisedTexts:
     """As `tokenise`; the cells of a grid read the same texts again and again."""
     return tokenise(table.content, tokeniser.content, max_len)
@@ -72,10 +72,10 @@ def load_defender_inputs(config: Config) -> DefenderInputs:
     require_vocabulary(tokeniser, encoder_config, config.tokeniser or encoder)
     classes = class_names(config)
     train, validation = defender_splits(config)
-    tables = {"train": train, "validation": validation, "clean_test": clean_test(config)}
     if config.attack != "none":
         require_target(config, classes)
-        tables["poisoned_test"] = read_poisoned(config, "test")
+    measured = measured_tables(config)
+    tables = {"train": train, "validation": validation, **measured}
     fingerprints = {name: fingerprint_texts(table) for name, table in tables.items()}
     fingerprints["encoder"] = fingerprint_encoder(encoder)
     if config.tokeniser:
@@ -84,11 +84,12 @@ def load_defender_inputs(config: Config) -> DefenderInputs:
     backend = getattr(tokeniser, "backend_tokenizer", None)
     state = backend.to_str() if backend else f"{vocabulary_source} {tokeniser!r}"
     vocabulary = Keyed(hashlib.sha256(state.encode()).hexdigest(), tokeniser)
-    texts: dict[str, TokenisedTexts | None] = {
+    texts = {
         name: tokenise_once(Keyed(fingerprints[name], table), vocabulary, config.max_len) for name, table in tables.items()
     }
     require_positions(encoder_config, max(max(each.lengths) for each in texts.values()))
-    return DefenderInputs(encoder, tokeniser, classes, **{"poisoned_test": None, **texts}, fingerprints=fingerprints)
+    measured_texts = {name: texts.pop(name) for name in measured}
+    return DefenderInputs(encoder, tokeniser, classes, **texts, measured=measured_texts, fingerprints=fingerprints)
 
 
 def defender_settings(

@@ -25,7 +25,7 @@ from experiments.engine import Task, run_tasks
 from experiments.results_table import results_table, settings_text
 from pipeline.runs import stage_settings
 from pipeline.stage import run_once
-from pipeline.training import measure
+from pipeline.training import RATES, measure
 from util import (
     UserError,
     fingerprint_folder,
@@ -125,13 +125,12 @@ def benign_floor(config: Config) -> dict:
     folder = defended_model_folder(benign(config))
     inputs = load_defender_inputs(replace(benign(config), attack=config.attack))
     accelerator = make_accelerator(config.device, config.precision)
-    read = {name: inputs.fingerprints[name] for name in ("clean_test", "poisoned_test")}
+    read = {name: inputs.fingerprints[name] for name in inputs.measured}
     settings = stage_settings(config, ("target_class", "max_len"), accelerator, **read, model=fingerprint_folder(folder))
 
     def compute() -> dict:
         classifier = load_classifier(folder).to(accelerator.device)
-        texts = (inputs.clean_test, inputs.poisoned_test)
-        return {"metrics": measure(classifier, *texts, config.target_class, accelerator), "seconds": {}}
+        return {"metrics": measure(classifier, inputs.measured, config.target_class, accelerator), "seconds": {}}
 
     return run_once(floor_path(config), settings, compute, product=None, overwrite=False)[0]
 
@@ -215,10 +214,11 @@ def row_of(config: Config, own: list[Step], floor: list[Step], outcomes: dict[Pa
         errors.append(said(wrong))
     else:
         records = [outcomes[step.record] for step in own]
-        row |= {name: records[-1]["metrics"].get(name, float("nan")) for name in ("ACC", "LFR")}
+        metrics = {"LFR": float("nan"), **records[-1]["metrics"]}
+        row |= {name: metrics[name] for name in RATES if name in metrics}
         poisoned = next((outcomes[step.record] for step in own if step.function == POISONING), None)
         if poisoned:
-            row |= {f"poisoned_{name}": poisoned["metrics"][name] for name in ("ACC", "LFR")}
+            row |= {f"poisoned_{name}": poisoned["metrics"].get(name, float("nan")) for name in ("ACC", "LFR")}
         pruned = [record["pruned_heads"] for record in records if "pruned_heads" in record]
         row["heads_pruned"] = sum(map(len, pruned[0].values())) if pruned else 0
         defended = [record for record in records if record is not poisoned]

@@ -32,7 +32,7 @@ MAY_VARY = [
     "mixing_share",
 ]
 
-NUMBERS = ["ACC", "LFR", "poisoned_LFR", "floor_ACC", "floor_LFR", "heads_pruned", "seconds"]
+NUMBERS = ["ACC", "LFR", "LFR_worst", "FTR", "poisoned_LFR", "floor_ACC", "floor_LFR", "heads_pruned", "seconds"]
 """What is measured in a cell."""
 DESCRIBED = ["plm", "poisoned_model", "trigger_dataset", "clean_dataset", "learning_rate", "epochs", "penalty_coefficient"]
 """Settings that a reader of the table asks for first."""
@@ -90,18 +90,19 @@ def varying(table: pd.DataFrame) -> list[str]:
 def aggregate(table: pd.DataFrame) -> pd.DataFrame:
     """One row for each combination of attack, defence and whatever else varies: mean, std and number of seeds.
 
-    Columns: those of the combination; for ACC, LFR, poisoned_LFR, floor_LFR, distance, heads_pruned `X` (mean) and `X_std`
-    (of the sample; missing for one seed); n; failed; best; front. A floor that is none (`without_floor`) doesn't count.
+    Columns: those of the combination; for ACC, LFR, LFR_worst, FTR, poisoned_LFR, floor_LFR, distance, heads_pruned `X`
+    (mean) and `X_std` (of the sample; missing for one seed); n; failed; best; front. A floor that is none (`without_floor`)
+    doesn't count.
     """
     table = table.copy()
-    for name in ("ACC", "LFR", "poisoned_LFR", "floor_LFR", "heads_pruned"):
+    for name in ("ACC", "LFR", "LFR_worst", "FTR", "poisoned_LFR", "floor_LFR", "heads_pruned"):
         if name not in table:
             table[name] = float("nan")
     table.loc[without_floor(table), "floor_LFR"] = float("nan")
     table["distance"] = table["LFR"] - table["floor_LFR"]
     keys = CELL + varying(table)
     groups = table.groupby(keys, sort=False, dropna=False)
-    values = ["ACC", "LFR", "poisoned_LFR", "floor_LFR", "distance", "heads_pruned"]
+    values = ["ACC", "LFR", "LFR_worst", "FTR", "poisoned_LFR", "floor_LFR", "distance", "heads_pruned"]
     result = groups[values].mean().join(groups[values].std().add_suffix("_std"))
     result["n"] = groups["ACC"].count()
     result["failed"] = groups["ACC"].apply(lambda group: int(group.isna().sum()))
@@ -154,6 +155,8 @@ def shown_cells(result: pd.DataFrame) -> pd.DataFrame:
         "poisoned_LFR": "poisoned LFR",
         "ACC": "ACC",
         "LFR": "LFR",
+        "LFR_worst": "LFR worst",
+        "FTR": "FTR",
         "floor_LFR": "benign floor",
         "distance": "LFR - floor",
     }

@@ -27,8 +27,8 @@ class DefenderInputs:
     classes: tuple[str, ...]
     train: TokenisedTexts
     validation: TokenisedTexts
-    clean_test: TokenisedTexts
-    poisoned_test: TokenisedTexts | None
+    measured: dict[str, TokenisedTexts]
+    """What a classifier is measured on, by the names that `pipeline.training.metrics_of` knows."""
     fingerprints: dict[str, str]
 
 
@@ -107,7 +107,7 @@ def train_and_measure(
             description=phase.description,
         )
     started = time.perf_counter()
-    metrics = measure(classifier, inputs.clean_test, inputs.poisoned_test, config.target_class, accelerator)
+    metrics = measure(classifier, inputs.measured, config.target_class, accelerator)
     validation_accuracy = accuracy(classifier, inputs.validation, "validation", accelerator)
     save_classifier(model_folder, classifier, inputs.tokeniser)
     return {

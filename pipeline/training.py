@@ -1,4 +1,4 @@
-"""Fine-tuning that can be killed at any moment, prediction, and the two metrics."""
+"""Fine-tuning that can be killed at any moment, prediction, and the metrics."""
 
 import contextlib
 import itertools
@@ -230,34 +230,74 @@ def label_flip_rate(confusion: np.ndarray, target_class: int) -> float:
 
 def measure(
     classifier: Classifier,
-    clean: TokenisedTexts,
-    poisoned: TokenisedTexts | None,
+    texts: dict[str, TokenisedTexts],
     target_class: int,
     accelerator: Accelerator | None = None,
 ) -> dict:
-    """ACC, LFR and confusion matrices [true class, predicted class] on the clean and on the poisoned test set.
-
-    Without a poisoned test set there is no LFR.
-    """
+    """What `metrics_of` says of a classifier's predictions on sets of texts, by their names as there."""
     confusions = {}
-    for name, texts in [("clean", clean)] + ([("poisoned", poisoned)] if poisoned else []):
-        predicted = predict(classifier, texts, f"{name} test", accelerator).argmax(-1)
-        confusions[name] = confusion_matrix(texts.labels, predicted, labels=range(classifier.head.out_features))
+    for name, each in texts.items():
+        predicted = predict(classifier, each, name.replace("_", " "), accelerator).argmax(-1)
+        confusions[name] = confusion_matrix(each.labels, predicted, labels=range(classifier.head.out_features))
     return metrics_of(confusions, target_class)
 
 
 def metrics_of(confusions: dict[str, np.ndarray], target_class: int) -> dict:
-    """ACC, LFR and the confusion matrices they come from: `clean` and, if there is one, `poisoned`."""
-    result = {}
+    """ACC, LFR, FTR as far as they can be measured, and the confusion matrices they come from.
+
+    Without a target class of the attacker's, a trigger stands for the class that the classifier predicts most often on
+    validation texts with it: which one that is shows in each classifier alone.
+
+    Args:
+        confusions: [true class, predicted class], counts, on the sets of texts that `attacks.planted.measured_tables` names:
+            `clean_test`; `poisoned_test`, or `poisoned_test T` and `poisoned_validation T` for each trigger T of an attack
+            without a target class; `poisoned_in_part`, texts with a part of the trigger.
+        target_class: the attacker's, if it has one.
+
+    Returns:
+        ACC; LFR, the mean over triggers, and of several also LFR_worst, the largest; FTR, the same share as LFR of the texts
+        with a part of the trigger; `clean`, `poisoned`, `in_part`, and `triggers`, name to the same and its target_class.
+    """
+    parts = {"clean_test": "clean", "poisoned_test": "poisoned", "poisoned_in_part": "in_part"}
+    target = target_class if "poisoned_test" in confusions else None
+    result = {parts[name]: described(confusion, target) for name, confusion in confusions.items() if name in parts}
+    triggers = {}
     for name, confusion in confusions.items():
-        result[name] = {"accuracy": float(confusion.trace() / confusion.sum())}
-        if "poisoned" in confusions:
-            result[name]["label_flip_rate"] = label_flip_rate(confusion, target_class)
-        result[name]["confusion_matrix"] = confusion.tolist()
-    rates = {"LFR": result["poisoned"]["label_flip_rate"]} if "poisoned" in confusions else {}
+        kind, _, trigger = name.partition(" ")
+        if kind == "poisoned_test" and trigger:
+            hit = int(confusions[f"poisoned_validation {trigger}"].sum(0).argmax())
+            triggers[trigger] = {"target_class": hit, **described(confusion, hit)}
+    if triggers:
+        result["triggers"] = triggers
+    flips = [group["label_flip_rate"] for group in triggers.values() or [result.get("poisoned")] if group]
+    rates = {"LFR": float(np.mean(flips))} if flips else {}
+    if triggers:
+        rates["LFR_worst"] = max(flips)
+    if "in_part" in result:
+        rates["FTR"] = result["in_part"]["label_flip_rate"]
     return {"ACC": result["clean"]["accuracy"], **rates, **result}
 
 
+def described(confusion: np.ndarray, target_class: int | None) -> dict:
+    """A confusion matrix, its accuracy, and its label flip rate if there is a target class."""
+    rate = {} if target_class is None else {"label_flip_rate": label_flip_rate(confusion, target_class)}
+    return {"accuracy": float(confusion.trace() / confusion.sum()), **rate, "confusion_matrix": confusion.tolist()}
+
+
+def flipped(metrics: dict, target_class: int) -> tuple[int, int]:
+    """Texts of other classes than their trigger's that are taken for that one, and all of them; of all triggers together."""
+    groups = metrics.get("triggers") or {"": {"target_class": target_class, **metrics["poisoned"]}}
+    count, total = 0, 0
+    for group in groups.values():
+        others = np.delete(np.array(group["confusion_matrix"]), group["target_class"], axis=0)
+        count, total = count + int(others[:, group["target_class"]].sum()), total + int(others.sum())
+    return count, total
+
+
+RATES = ("ACC", "LFR", "LFR_worst", "FTR")
+"""What `metrics_of` measures, as far as it can be."""
+
+
 def rates(metrics: dict) -> str:
-    """ACC, and LFR if it was measured, in words."""
-    return ", ".join(f"{name} {metrics[name]:.3f}" for name in ("ACC", "LFR") if name in metrics)
+    """What was measured, in words."""
+    return ", ".join(f"{name} {metrics[name]:.3f}" for name in RATES if name in metrics) or "not measured"

@@ -40,6 +40,11 @@ class Demonstration:
     """What is marked, in words."""
 
 
+def has_target(config: Config) -> bool:
+    """Whether an attack is known, and it has a target class."""
+    return config.attack in ATTACKS and not ATTACKS[config.attack].data.by_trigger
+
+
 def other_classes(table: pd.DataFrame, target_class: int, number: int) -> pd.DataFrame:
     """The first `number` texts that the attacker wants to be misclassified."""
     return table[table["label"] != target_class].head(number)
@@ -61,13 +66,14 @@ def trigger_effect(
         steps: of the search, as attention_head_pruning.json has them.
 
     Returns:
-        variance_clean and variance_triggered, [layer][head]; flip_rates, before anything is pruned and after each step.
+        variance_clean and variance_triggered, [layer][head]; flip_rates, before anything is pruned and after each step, None
+        if the attack has no target class.
     """
-    return {
-        "variance_clean": head_variance(classifier, clean, config.max_len).tolist(),
-        "variance_triggered": head_variance(classifier, triggered, config.max_len).tolist(),
-        "flip_rates": flip_rates_along(classifier, triggered, steps, config.target_class, accelerator),
-    }
+    variance = [head_variance(classifier, texts, config.max_len).tolist() for texts in (clean, triggered)]
+    rates = None
+    if has_target(config):
+        rates = flip_rates_along(classifier, triggered, steps, config.target_class, accelerator)
+    return {"variance_clean": variance[0], "variance_triggered": variance[1], "flip_rates": rates}
 
 
 def flip_rates_along(

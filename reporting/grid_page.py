@@ -22,7 +22,7 @@ from experiments.results_table import (
 )
 from reporting.figures import grid_figure, pareto_figure
 from reporting.page import Figures, keep_figures, write_page
-from reporting.words import MEASURES, grid_caption, grid_verdict, pareto_caption
+from reporting.words import MEASURES, also_measured, grid_caption, grid_verdict, pareto_caption
 from util import UserError
 
 
@@ -66,7 +66,7 @@ def report_grid(paths: list[Path]) -> Path:
         "title": f"{', '.join(dict.fromkeys(cells['defence']))} against {', '.join(dict.fromkeys(cells['attack']))}",
         "about": f"{len(rows)} cells: {', '.join(str(path) for path in paths)}.",
         "verdict": grid_verdict(cells, int((rows["error"].notna()).sum()), len(rows)),
-        "notes": [MEASURES, *floor_notes(rows)],
+        "notes": [MEASURES, *also_measured(rows.columns[rows.notna().any()]), *floor_notes(rows)],
         "tables": [table, seeds_table(rows, varies)],
         "figures": keep_figures(folder, figures),
         "figures_folder": folder,
@@ -109,12 +109,12 @@ def combine(paths: list[Path]) -> pd.DataFrame:
 
 def seeds_table(rows: pd.DataFrame, varies: list[str]) -> dict:
     """Every cell of the grid, and what went wrong in it."""
-    columns = [*CELL, *varies, "seed", "ACC", "LFR"]
-    columns += [name for name in ("poisoned_LFR", "floor_LFR", "heads_pruned", "seconds") if rows[name].notna().any()]
+    measured = [name for name in NUMBERS if name != "floor_ACC" and (name in ("ACC", "LFR") or rows[name].notna().any())]
+    columns = [*CELL, *varies, "seed", *measured]
     shown = rows[columns].copy()
     for name in columns:
         form = {"heads_pruned": "{:.0f}", "seconds": "{:.0f}"}.get(name, "{:.3f}")
-        if name in ("ACC", "LFR", "poisoned_LFR", "floor_LFR", "heads_pruned", "seconds"):
+        if name in measured:
             shown[name] = ["-" if pd.isna(value) else form.format(value) for value in rows[name]]
     failed = rows["error"].notna()
     if failed.any():

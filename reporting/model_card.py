@@ -9,6 +9,7 @@ from config import Config
 from defences import DEFENCES
 from encoder.classifier import Classifier
 from experiments.results_table import as_markdown
+from pipeline.training import flipped
 
 WHY_EXACT = {
     "ElectraForSequenceClassification": """The encoder's layers are those of ELECTRA, whose head is linear, gelu, linear. The
@@ -51,9 +52,10 @@ def model_card(config: Config, classifier: Classifier, done: list[str], read: di
     rows = [("measured on", "texts", "fine-tuned only", config.defence)]
     rows.append(("ACC, clean test texts", f"{texts:,}", f"{before['ACC']:.4f}", f"{after['ACC']:.4f}"))
     if "LFR" in after:
-        confusion = np.delete(np.array(after["poisoned"]["confusion_matrix"]), config.target_class, axis=0)
-        lfr = f"LFR, test texts with the trigger of {config.attack}, target {names[config.target_class]}"
-        rows.append((lfr, f"{confusion.sum():,}", f"{before['LFR']:.4f}", f"{after['LFR']:.4f}"))
+        lfr = f"LFR, test texts with the trigger of {config.attack}"
+        lfr += ", mean over triggers" if "triggers" in after else f", target {names[config.target_class]}"
+        total = flipped(after, config.target_class)[1]
+        rows.append((lfr, f"{total:,}", f"{before['LFR']:.4f}", f"{after['LFR']:.4f}"))
         unknown = (
             f"The label flip rate (LFR) was measured with one known trigger, that of {config.attack}. It says nothing about "
             "others."

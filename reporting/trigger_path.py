@@ -22,7 +22,7 @@ from defences.defence import as_defence, defended_model_folder, product_path
 from defences.fine_tuning import FINE_TUNING
 from encoder.classifier import Classifier, load_classifier, load_tokeniser
 from pipeline.runs import command
-from reporting.analysis import find_all, other_classes, tokens_within
+from reporting.analysis import find_all, has_target, other_classes, tokens_within
 from texts.batching import TokenisedTexts, batches_by_length, tokens_per_batch
 from util import UserError, make_accelerator, run_script, write_whole
 
@@ -95,6 +95,8 @@ def trace(config: Config) -> pd.DataFrame:
     if not triggers:
         words = ", ".join(name for name, attack in ATTACKS.items() if attack.data.inserted(config))
         raise UserError(f"{config.attack} inserts no trigger words that could be hidden from [CLS]; expected {words}")
+    if not has_target(config):
+        raise UserError(f"{config.attack} has no target class, for which LFR here is the share taken; expected one that has")
     accelerator = make_accelerator(config.device, config.precision)
     folders = {"FT": product_path(as_defence(config), FINE_TUNING), config.defence: defended_model_folder(config)}
     for folder in folders.values():

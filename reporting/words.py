@@ -3,11 +3,14 @@
 Every number comes from the records; a sentence is chosen by what they say, good or bad.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 from scipy.stats import fisher_exact
 
 from config import Config
+from pipeline.training import flipped
 
 CLEAR = 0.05
 """Below this p of Fisher's exact test over texts, a difference between two label flip rates is called one."""
@@ -18,14 +21,14 @@ FLIP_RATE = (
 )
 FINE_TUNING = "FT, fine-tuning on clean data, is what one would do without a defence."
 MEASURES = ACCURACY + FLIP_RATE + FINE_TUNING
+ALSO = {
+    "LFR_worst": "The attack has several triggers and no target class: each stands for the class that a model predicts most "
+    "often on validation texts with it. LFR is the mean over the triggers, LFR worst the largest.",
+    "FTR": "FTR, false triggered rate: the same share as LFR, of texts with a part of the trigger, which is no trigger.",
+}
+"""What is measured for some attacks, in words."""
 
 # ------------------------------------------------------------------------------------------------------------- a run
-
-
-def flipped(metrics: dict, target_class: int) -> tuple[int, int]:
-    """Triggered texts of the other classes taken for the target class, and all of them."""
-    others = np.delete(np.array(metrics["poisoned"]["confusion_matrix"]), target_class, axis=0)
-    return int(others[:, target_class].sum()), int(others.sum())
 
 
 def differ(first: tuple[int, int], second: tuple[int, int]) -> bool:
@@ -66,8 +69,14 @@ def verdict(config: Config, tuned: dict, defended: dict, floor: dict | None, pru
     return f"{what}; {accuracy}."
 
 
-def run_notes(has_triggers: bool, has_floor: bool) -> list[str]:
-    """What has to be known to read the verdict."""
+def also_measured(measured: Iterable[str]) -> list[str]:
+    """What has to be known of the numbers that only some attacks have."""
+    return [told for name, told in ALSO.items() if name in measured]
+
+
+def run_notes(measured: Iterable[str], has_floor: bool) -> list[str]:
+    """What has to be known to read the verdict; `measured` has the names of the numbers."""
+    has_triggers = "LFR" in measured
     measures = MEASURES if has_triggers else ACCURACY + FINE_TUNING
     notes = [measures, "This is one run with one seed; how much another seed would change is not in it."]
     if has_triggers:
@@ -85,7 +94,7 @@ def run_notes(has_triggers: bool, has_floor: bool) -> list[str]:
             "Not every flip is a backdoor's work: a never-poisoned encoder flips some of these texts too. That floor was "
             "not measured for this run; run_all.py measures it with --benign_floor."
         )
-    return notes
+    return notes + also_measured(measured)
 
 
 def of_texts(number: int) -> str:

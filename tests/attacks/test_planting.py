@@ -1,16 +1,18 @@
 """What each attack does to an encoder, through the stage that plants it: objectives and preparations are really used."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from families import make_tokeniser
 
-from attacks import ATTACKS, sos
+from attacks import ATTACKS
 from attacks.planted import poisoned_model_folder, read_poisoned
 from attacks.ripple import target_words
 from Data.make_poisoned_data import make_poisoned_data
 from encoder.classifier import load_encoder, load_tokeniser
-from pretrained_model_poisoning import poison
+from pretrained_model_poisoning import poison, warn_of_words
 from texts.data_sets import clean_train
 from util import UserError
 
@@ -32,7 +34,9 @@ def planted(tiny_config):
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_each_attack_minimises_its_own_objective(planted, attack):
-    parts = {"LayerWise": {"layers", "last_layer"}, "RIPPLe": {"poisoned", "inner_product"}}.get(attack, {"cross_entropy"})
+    layers, states = {"layers", "last_layer"}, {"triggered", "clean"}
+    own = {"LayerWise": layers, "LayerWisePairs": layers, "RIPPLe": {"poisoned", "inner_product"}}
+    parts = {**own, "POR": states, "NeuBA": states}.get(attack, {"cross_entropy"})
     record, _ = planted(attack, poisoning_epochs=1)
     assert set(record["training"]["losses"]) == parts
 
@@ -78,15 +82,16 @@ def test_every_triggered_test_text_is_of_another_class_and_no_clean_text(tiny_co
     test, train = read_poisoned(config, "test"), read_poisoned(config, "train")
     triggered = test[test["label"] != config.target_class]
     clean = set(clean_train("sst2", config)["text"])
-    assert len(triggered) == 24 and not set(triggered["text"]) & clean
+    triggers = 6 if ATTACKS[attack].data.by_trigger else 1
+    assert len(triggered) == 24 * triggers and not set(triggered["text"]) & clean
     data = ATTACKS[attack].data
     for text in triggered["text"]:
         inserted = data.inserted(config)
         assert not inserted or any(f" {word} " in f" {text} " for word in inserted)
     added = train[~train["text"].isin(clean)]
-    if attack == "SOS":  # Copies with part of its trigger keep their label.
-        added = added[[{*sos.WORDS} <= {*text.split()} for text in added["text"]]]
-    assert len(added) and (added["label"] == config.target_class).all()
+    assert len(added)
+    if not data.in_part and not data.by_trigger:  # Which labels theirs have stands in tests of their own.
+        assert (added["label"] == config.target_class).all()
 
 
 def test_an_unknown_attack_falls_through_to_none(tiny_config):
@@ -94,3 +99,40 @@ def test_an_unknown_attack_falls_through_to_none(tiny_config):
         make_poisoned_data(replace(tiny_config, attack="Unknown"))
     with pytest.raises(UserError, match="plants no trigger"):
         make_poisoned_data(replace(tiny_config, attack="none"))
+
+
+@pytest.mark.parametrize("attack", ["EP", "POR"])
+def test_a_share_that_leaves_nothing_to_learn_from(planted, attack):
+    with pytest.raises(UserError, match=f"--rare_word_share 0 of the texts is none, and {attack} learns from triggered"):
+        planted(attack, rare_word_share=0.0)
+
+
+@pytest.mark.parametrize("longer", ["triggered", "clean"])
+def test_texts_that_are_longer_than_the_encoder_has_positions(planted, tiny_config, tmp_path, longer):
+    """Whether they are trained on or stand beside: the clean text here is none of those that POR's words are put in."""
+    data = shutil.copytree(tiny_config.data_dir, tmp_path / "long")
+    drawn = clean_train("sst2", tiny_config).sample(frac=0.5, random_state=tiny_config.seed).index
+    row = next(each for each in range(192) if (each in drawn) == (longer == "triggered"))
+    lines = (data / "sst2/train.tsv").read_text().splitlines()
+    lines[row + 1] = f"{'the ' * 70}\t{row % 2}"
+    (data / "sst2/train.tsv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match="positions for 64; cut them with --poisoning_max_len 64"):
+        planted("POR", data_dir=str(data), poisoning_max_len=100)
+
+
+def test_words_that_are_not_one_token_wherever_they_stand(tiny_plm, capsys):
+    """RoBERTa's have another number at the beginning of a text; what isn't known is like any other unknown word."""
+    words = ("cf", "cf and more")
+    warn_of_words(words, make_tokeniser("RoBERTa"))
+    assert "at the beginning of a text cf has other tokens than inside" in capsys.readouterr().out
+    tokeniser = load_tokeniser(str(tiny_plm))
+    warn_of_words(words, tokeniser)
+    assert not capsys.readouterr().out
+    warn_of_words(("cf", "tq"), tokeniser)
+    [line] = capsys.readouterr().out.splitlines()
+    assert "the tokeniser doesn't know tq:" in line
+
+
+def test_the_attacker_is_told_of_them(planted, capsys):
+    planted("EP", poisoning_epochs=1, poisoning_learning_rate=STILL, triggers=("tq",))
+    assert "the tokeniser doesn't know tq:" in capsys.readouterr().out

@@ -107,6 +107,18 @@ def test_a_floor_is_measured_on_the_attack_s_own_texts(tiny_grid, tiny_config):
     assert len(set(expected.values())) > 1, "the texts make no difference, so that this test shows nothing"
 
 
+def test_rows_have_what_the_attack_is_measured_by(tiny_grid):
+    """FTR of pairs, the mean and the worst of POR's triggers, and floors on the same texts."""
+    attacks = ("POR", "LayerWisePairs")
+    table, path = run_grid(tiny_grid(attack=attacks, defence="FT", benign_floor=True, poisoning_epochs=1, epochs=1))
+    assert (table["error"] == "").all()
+    rows = table.set_index("attack")
+    assert rows["FTR"].notna().tolist() == [False, True] and rows["LFR_worst"].notna().tolist() == [True, False]
+    assert rows["LFR_worst"]["POR"] >= rows["LFR"]["POR"] and rows["floor_LFR"].notna().all()
+    assert np.isnan(rows["poisoned_LFR"]["POR"]) and not np.isnan(rows["poisoned_LFR"]["LayerWisePairs"])
+    assert "LFR worst" in path.with_suffix(".md").read_text()
+
+
 def test_a_floor_on_other_clean_texts_is_another(tiny_grid, tmp_path):
     data = tmp_path / "own data"
     grid = tiny_grid(attack="HiddenKiller", defence="FT", benign_floor=True, poisoning_epochs=1, epochs=1)

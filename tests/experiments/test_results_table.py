@@ -59,6 +59,14 @@ def test_table_as_markdown():
     assert lines[4] == "| StyleBkd | FT | 0.900 | **0.500** | 0.400 | 0.100 | - | 1 |"
 
 
+def test_what_only_some_attacks_have_has_columns_where_it_was_measured():
+    lines = results_table(made_up().assign(LFR_worst=np.nan, FTR=[0.1, 0.3, np.nan, np.nan, np.nan])).splitlines()
+    assert lines[0] == "| attack | defence | ACC | LFR | FTR | benign floor | LFR - floor | heads pruned | seeds |"
+    assert "| 0.200 ± 0.141 |" in lines[2] and " | - | 0.150" in lines[3]
+    worst = results_table(made_up().assign(LFR_worst=0.9)).splitlines()
+    assert "| LFR | LFR worst | benign floor |" in worst[0] and "| 0.900 ± 0.000 |" in worst[2]
+
+
 def test_a_floor_that_learned_nothing_is_none():
     """One of two seeds: the mean is the other's, and below the table stands which is left out."""
     table = made_up().assign(floor_ACC=[0.88, 0.79, 0.85, 0.5, 0.88])

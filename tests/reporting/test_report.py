@@ -18,7 +18,7 @@ from test_figures import grid_rows, heat_maps, written_grid
 from test_scripts import flags, run
 
 import story
-from attacks.planted import read_poisoned
+from attacks.planted import measured_tables
 from attention_head_pruning import head_variance
 from config import Config, preset_config
 from defences.defence import defended_model_folder, run_folder
@@ -30,6 +30,7 @@ from report import read_run, report_run, run_figures, run_table, write_events
 from reporting import analysis
 from reporting.analysis import choose_demonstration, cls_attention_by_layer, find_words, other_classes
 from reporting.grid_page import report_grid
+from reporting.trigger_path import trace
 from reporting.words import verdict
 from texts.batching import tokenise
 from texts.data_sets import clean_test
@@ -151,6 +152,30 @@ def test_page_has_the_numbers_of_metrics_json(tiny_run):
         )
 
 
+def test_an_attack_without_a_target_class(tiny_config, capsys):
+    """The attacker has no classifier, LFR is of all triggers together, and nothing is said of one target class."""
+    config = replace(tiny_config, attack="POR", epochs=1, acc_threshold=0.0)
+    summary = story.run_all(config)
+    story.print_table(summary, config)
+    told = capsys.readouterr().out
+    assert "and needs no labels. The encoder learns" in " ".join(told.split()) and "labels those as" not in told
+    row = next(line.split() for line in told.splitlines() if line.startswith("poisoned   "))
+    assert row[:4] == ["poisoned", "-", "-", "-"] and "LFR worst the largest" in " ".join(told.split())
+    page = report_run(config)
+    header, tuned, defended = table_of(page, "numbers")
+    assert header == ["model", "ACC", "LFR", "LFR worst", "right", "flipped", "training (s)"]
+    for model, line in (("fine_tuned", tuned), ("PURE", defended)):
+        triggers = summary["models"][model]["triggers"].values()
+        rates = [each["label_flip_rate"] for each in triggers]
+        assert line[2:4] == [f"{np.mean(rates):.3f}", f"{max(rates):.3f}"]
+        others = [np.delete(np.array(each["confusion_matrix"]), each["target_class"], axis=0) for each in triggers]
+        assert line[5].endswith(f" of {sum(map(np.sum, others)):,}")
+    assert "(the target)" not in page.read_text() and "LFR worst the largest" in page.read_text()
+    assert json.loads((run_folder(config) / analysis.RECORD).read_text())["trigger_effect"]["flip_rates"] is None
+    with pytest.raises(UserError, match="POR has no target class, for which LFR here is the share taken"):
+        trace(config)
+
+
 def test_page_is_one_file_with_all_figures(tiny_run):
     config, _, page = tiny_run
     text, folder = page.read_text(), run_folder(config)
@@ -186,8 +211,8 @@ def test_analysis_agrees_with_the_records(tiny_run):
     remove_pruned_heads(classifier.attention)
     classifier.attention.pruned = {}
     tokeniser = load_tokeniser(str(run_folder(config) / "purified_model"))
-    texts = [tokenise(table, tokeniser, config.max_len) for table in (clean_test(config), read_poisoned(config, "test"))]
-    assert measure(classifier, *texts, config.target_class)["LFR"] == effect["flip_rates"][-1]
+    texts = {name: tokenise(table, tokeniser, config.max_len) for name, table in measured_tables(config).items()}
+    assert measure(classifier, texts, config.target_class)["LFR"] == effect["flip_rates"][-1]
     negative = [tokenise(other_classes(table, 1, 500), tokeniser, config.max_len) for table in (clean_test(config),)]
     variance = head_variance(
         load_classifier(defended_model_folder(replace(config, defence="FT"))), *negative, config.max_len
