@@ -44,11 +44,15 @@ def make_poisoned_data(config: Config) -> Path:
     values = {name: getattr(config, name) for name in ("trigger_dataset", "setting", "seed", *data.reads)}
     made_from = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     made_from |= {"train_sha256": fingerprint_texts(train), "test_sha256": fingerprint_texts(test)}
+    tables = {"train.csv": train, "test.csv": test}
+    files = {name: table[["label", "text"]].to_csv(index=False).encode() for name, table in tables.items()}
     with alone(folder):
-        if load_json(folder / DATA_RECORD) != made_from:  # Another run may be reading files that are right already.
+        # Another run may be reading files that are right already.
+        there = all((folder / name).exists() and (folder / name).read_bytes() == content for name, content in files.items())
+        if not there or load_json(folder / DATA_RECORD) != made_from:
             with whole_folder(folder) as temporary:
-                for name, table in (("train", train), ("test", test)):
-                    table[["label", "text"]].to_csv(temporary / f"{name}.csv", index=False)
+                for name, content in files.items():
+                    (temporary / name).write_bytes(content)
                 save_json(temporary / DATA_RECORD, made_from)
     return folder
 
