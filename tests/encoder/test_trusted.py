@@ -216,6 +216,29 @@ def test_what_a_config_says_of_code_and_arithmetic_is_not_obeyed(tiny_plm, folde
     torch.testing.assert_close(ours(**inputs), expected(**inputs), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"num_hidden_layers": 10**9}, "has num_hidden_layers 1000000000, and there are 37 weights"),
+        ({"num_hidden_layers": 38}, "has num_hidden_layers 38, and there are 37 weights"),
+        ({"model_type": "albert", "inner_group_num": 10**9}, "has inner_group_num 1000000000"),
+        ({"model_type": "clip", "text_config": {"num_hidden_layers": 1e9}}, "has num_hidden_layers 1000000000.0"),
+        ({"vocab_size": 10**12}, r"has 32,\d+,\d+,\d+,\d+ numbers in them, and there are 20,992;"),
+        ({"intermediate_size": 10**9}, r"numbers in them, and there are"),
+    ],
+    ids=str,
+)
+def test_a_model_of_a_giant_size_is_refused_at_once(folder, changes, expected):
+    """And not made, which would never end, or take all memory."""
+    change_json(folder / "config.json", **changes)
+    weights = load_file(folder / "model.safetensors")
+    del weights["embeddings.word_embeddings.weight"]  # What is there in another shape is noticed by itself.
+    weights["more"] = torch.zeros(1728)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=expected):
+        load_encoder(str(folder))
+
+
 def test_layers_beyond_those_of_the_config_are_not_dropped_silently(folder):
     change_json(folder / "config.json", num_hidden_layers=1)
     with pytest.raises(UserError, match=r"has 16 weights that a BertModel .* no place for, encoder\.layer\.1"):
