@@ -197,8 +197,14 @@ def require_two_ends(tokeniser, source: str) -> None:
     """Raise a UserError unless a tokeniser gives [CLS] text [SEP], or [CLS] text: PURE looks at the first token."""
     first = tokeniser.cls_token_id
     for text in PROBES:
-        bare = list(tokeniser(text, add_special_tokens=False)["input_ids"])
-        found = list(tokeniser(text)["input_ids"])
+        try:
+            bare = list(tokeniser(text, add_special_tokens=False)["input_ids"])
+            found = list(tokeniser(text)["input_ids"])
+        except Exception as error:  # The tokenizers library raises bare ones, for a vocabulary without [UNK] for example.
+            raise UserError(
+                f"the tokeniser in {source} can't cut {text!r} into tokens ({first_line(error)}); give another with "
+                "--tokeniser"
+            ) from None
         if first is None or found not in ([first, *bare], [first, *bare, tokeniser.sep_token_id]):
             raise UserError(
                 f"the tokeniser in {source} makes {found} of {text!r}, whose own tokens are {bare}; expected these between "

@@ -426,6 +426,13 @@ def test_a_tokeniser_that_adds_anything_but_cls_and_sep_is_refused(single):
     require_plain_tokeniser(from_state(state), "here")
 
 
+def test_a_tokeniser_that_lacks_what_it_needs_is_refused():
+    state = state_of(make_tokeniser("BERT"))
+    del state["model"]["vocab"]["[UNK]"]
+    with pytest.raises(UserError, match=r"in here can't cut .* into tokens \(.*UNK.*; give another"):
+        require_plain_tokeniser(from_state(state), "here")
+
+
 def test_an_ordinary_word_as_a_special_token_is_refused():
     with pytest.raises(UserError, match="has the ordinary word 'warm' as its unk_token"):
         require_plain_tokeniser(from_state(state_of(make_tokeniser("BERT")), unk_token="warm"), "here")
