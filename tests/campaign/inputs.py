@@ -33,6 +33,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as with_seed
 from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
+from hypothesis.errors import FlakyFailure
 
 SECONDS, MEMORY = 60, 2**31
 """Of a run, at most: wall-clock time, and bytes beyond those that it shares with this process."""
@@ -547,7 +548,7 @@ def search(kind: str, place: Place, number: int, seed: int, deadline: float) -> 
     last: dict[str, object] = {}
     try:
         inputs()
-    except Wrong:
+    except (Wrong, FlakyFailure):  # The latter when time was up while the input was made smaller.
         found, wrong = last["wrong"]
         return [f"{kind}: {found!r}\n    {wrong}"]
     return []

@@ -1,5 +1,6 @@
 """A short version of each campaign, in a process of its own, since runs are forked from one that has computed nothing."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parents[1]
 
 
 @pytest.mark.parametrize(
@@ -25,3 +27,10 @@ def test_nothing_fails(script, arguments, tmp_path):
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
     table = (tmp_path / "table.md").read_text()
     assert table.startswith("| ") and table.strip() in result.stdout
+
+
+def test_every_test_that_the_page_names_is_there():
+    named = re.findall(r"`(tests/\S+?)::(\w+)`", (PROJECT / "docs/reliability.md").read_text())
+    assert len(named) > 20
+    for path, name in named:
+        assert f"\ndef {name}(" in (PROJECT / path).read_text(), f"{path}::{name}"
