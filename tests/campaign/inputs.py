@@ -569,13 +569,14 @@ def main() -> None:
     began = time.monotonic()
     deadline = began + options.minutes * 60 if options.minutes else float("inf")
     seed, chunk = options.seed, 60
-    while (options.number and place.outcomes.total() < options.number) or (options.minutes and time.monotonic() < deadline):
+    number = options.number or (float("inf") if options.minutes else 1)
+    while place.outcomes.total() < number and time.monotonic() < deadline:
         for kind in [options.kind] if options.kind else KINDS:
-            left = options.number - place.outcomes.total() if options.number else chunk
+            left = number - place.outcomes.total()
             if left > 0:
-                share = max(1, min(chunk, -(-left // (1 if options.kind else len(KINDS)))))
+                share = int(max(1, min(chunk, left / (1 if options.kind else len(KINDS)))))
                 failures += (new := search(kind, place, share, seed, deadline))
-                print(*new, sep="\n", end="\n" if new else "", flush=True)
+                print(*new, f"{place.outcomes.total()} inputs", sep="\n", flush=True)
         seed += 1000
     shutil.rmtree(folder)
     lines = ["| kind | inputs | taken | refused in one line |", "| --- | ---: | ---: | ---: |"]
