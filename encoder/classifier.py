@@ -284,6 +284,10 @@ def load_tokeniser(source: str):
 def save_encoder(folder: Path, model: PreTrainedModel, tokeniser) -> None:
     """Write a model and its tokeniser as `save_pretrained` does, without what their origin said beyond what they need."""
     forget_unknown(model, tokeniser)
+    backend = getattr(tokeniser, "backend_tokenizer", None)
+    if backend is not None:  # Where it last cut texts is in it too, which depends on what else this process did.
+        backend.no_truncation()
+        backend.no_padding()
     model.save_pretrained(folder)
     tokeniser.save_pretrained(folder)
 

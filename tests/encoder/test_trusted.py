@@ -27,6 +27,7 @@ from encoder.classifier import (
     require_positions,
     resolve_plm,
     save_classifier,
+    save_encoder,
 )
 from encoder.trusted import require_plain_tokeniser, require_vocabulary, rewriting, unusual_charsmap, word_tokens
 from export import save_standard
@@ -292,6 +293,16 @@ def test_names_of_code_are_not_passed_on(family, tmp_path):
     assert again.backend_tokenizer.to_str() == tokeniser.backend_tokenizer.to_str()
     kept = json.loads((tmp_path / "ours/config.json").read_text())
     assert kept == json.loads(clean["config.json"]) | {"architectures": kept["architectures"]}
+
+
+def test_what_is_written_does_not_depend_on_texts_that_were_cut_before(tiny_plm, tmp_path):
+    """The stages of a grid share tokenised texts if they run in one process: the same files come out if they don't."""
+    encoder, fresh, used = load_encoder(str(tiny_plm)), load_tokeniser(str(tiny_plm)), load_tokeniser(str(tiny_plm))
+    used(["the film was warm"], truncation=True, max_length=4, padding="max_length")
+    for name, tokeniser in (("fresh", fresh), ("used", used)):
+        save_encoder(tmp_path / name, encoder, tokeniser)
+    for path in (tmp_path / "fresh").iterdir():
+        assert path.read_bytes() == (tmp_path / "used" / path.name).read_bytes(), path.name
 
 
 def test_names_of_code_are_not_passed_on_by_the_poisoned_encoder(tiny_config, folder):
