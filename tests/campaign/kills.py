@@ -357,13 +357,20 @@ DISTURBANCES: dict[str, Callable[[Trial], object]] = {
     "nothing": nothing,
 }
 FOR_WORKERS = tuple(DISTURBANCES)[:7]
-NEED_ROOT = ("disk full", "folder read-only")
 
 
 def possible() -> list[str]:
     """Disturbances that this user can make on this machine, those that are signals several times."""
-    names = [name for name in DISTURBANCES if name not in NEED_ROOT or (os.geteuid() == 0 and can_mount())]
+    root = os.geteuid() == 0
+    able = {"disk full": root and can_mount(), "folder read-only": root and others_can_import()}
+    names = [name for name in DISTURBANCES if able.get(name, True)]
     return [*names, *tuple(DISTURBANCES)[:6]]
+
+
+def others_can_import() -> bool:
+    """Whether a user who isn't root can read the files of Python and of the packages, or imports on the way would fail."""
+    files = [Path(module.__file__).resolve() for module in (os, pd)]
+    return all(path.stat().st_mode & 0o5 == 0o5 for file in files for path in file.parents)
 
 
 def can_mount() -> bool:
