@@ -147,7 +147,7 @@ def divide_clean_data(config: Config, total: int) -> dict:
         "texts are for the numbers at the end.",
     )
     counts = train["label"].value_counts()
-    named = ", ".join(f"{name} ({counts.get(number, 0):,})" for number, name in enumerate(classes[:10]))
+    named = printable(", ".join(f"{name} ({counts.get(number, 0):,})" for number, name in enumerate(classes[:10])))
     print(f"  {len(train):,} texts to train, {len(validation):,} to validate, {len(splits['test']):,} to test")
     print(f"  {len(classes)} classes (texts to train): {named}{', ...' if len(classes) > 10 else ''}")
     folder = run_folder(config) / "clean_data"
@@ -165,7 +165,7 @@ def export_or_say_why_not(config: Config) -> dict | None:
     try:
         result = export_model(config)
     except UserError as error:
-        print(f"  left out: {error}")
+        print(f"  left out: {printable(str(error))}")
         former = load_json(folder / "evaluation.json")
         model = DEFENCES[config.defence].last.product
         if former and former.get("product") != fingerprint_folder(folder.with_name(model)):

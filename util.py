@@ -159,7 +159,8 @@ def has_native_bf16(device: "torch.device") -> bool:
 def save_json(path: Path, content: dict) -> None:
     """Write JSON that a person can read (a list of numbers on one line), whole or not at all."""
     text = json.dumps(content, indent=2, ensure_ascii=False)
-    text = re.sub(r"\[[^\[\]{}]*\]", lambda match: " ".join(match.group().split()), text)
+    # A line's end is never part of a string, which has it as \n; blanks may be, several of them too.
+    text = re.sub(r"\[[^\[\]{}]*\]", lambda match: re.sub(r"\n *", " ", match.group()), text)
     write_whole(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
 
 

@@ -46,11 +46,14 @@ def make_poisoned_data(config: Config) -> Path:
     made_from = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     tables = {"train": train, "test": test} | ({IN_PART: data.in_part(config)} if data.in_part else {})
     made_from |= {f"{name}_sha256": fingerprint_texts(table) for name, table in tables.items()}
+    files = {f"{name}.csv": table[["label", "text"]].to_csv(index=False).encode() for name, table in tables.items()}
     with alone(folder):
-        if load_json(folder / DATA_RECORD) != made_from:  # Another run may be reading files that are right already.
+        # Another run may be reading files that are right already.
+        there = all((folder / name).exists() and (folder / name).read_bytes() == content for name, content in files.items())
+        if not there or load_json(folder / DATA_RECORD) != made_from:
             with whole_folder(folder) as temporary:
-                for name, table in tables.items():
-                    table[["label", "text"]].to_csv(temporary / f"{name}.csv", index=False)
+                for name, content in files.items():
+                    (temporary / name).write_bytes(content)
                 save_json(temporary / DATA_RECORD, made_from)
     return folder
 

@@ -66,10 +66,8 @@ def print_comparison(table: pd.DataFrame, config: Config) -> None:
     changed = table[table["changed"]]
     print(f"  {len(changed)} of {len(table)} predictions changed")
     for row in changed.head(SHOWN).itertuples():
-        print(
-            f"  {row.before} {row.before_probability:.2f} -> {row.after} {row.after_probability:.2f}  "
-            f"{textwrap.shorten(printable(row.text), 70, placeholder=' ...')}"
-        )
+        answers = f"{row.before} {row.before_probability:.2f} -> {row.after} {row.after_probability:.2f}"
+        print(f"  {printable(answers)}  {textwrap.shorten(printable(row.text), 70, placeholder=' ...')}")
     print(f"  all of them: {run_folder(config) / 'suspicious_texts.csv'}")
 
 

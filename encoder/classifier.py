@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from encoder.cls_attention import FAMILIES, Heads, compute_only_cls, install_cls_attention, remove_pruned_heads
 from encoder.dropout import FastDropout, replace_dropout
-from encoder.trusted import TOKENISER_FILES, forget_unknown, local_folder
+from encoder.trusted import TOKENISER_FILES, forget_unknown, local_folder, require_possible_parts, weight_sizes
 from util import UserError, fingerprint, first_line, whole_folder
 
 # sentence-transformers/all-MiniLM-L6-v2: BERT, 6 layers of 12 heads, 384 wide.
@@ -112,6 +112,7 @@ def load_encoder(source: str) -> PreTrainedModel:
         model_class = AutoModel._model_mapping[type(config)]
         arguments = inspect.signature(model_class.__init__).parameters
         pooler = {"add_pooling_layer": False} if "add_pooling_layer" in arguments else {}
+        require_possible_size(model_class, config, pooler, folder)
         encoder, info = AutoModel.from_pretrained(
             folder,
             config=config,
@@ -150,6 +151,7 @@ def load_config(source: str) -> PreTrainedConfig:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if values.get("quantization_config") is not None:
             raise UserError(f"{source} holds a quantised model (quantization_config); expected plain weights")
+        require_possible_parts(values, len(weight_sizes(folder)), source)
         kind = values.get("model_type")
         if kind not in CONFIG_MAPPING:
             raise ValueError(f"transformers knows no model_type {kind!r}")
@@ -159,6 +161,18 @@ def load_config(source: str) -> PreTrainedConfig:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"the model in {source} can't be loaded, its config.json may be corrupt: {reason}") from None
+
+
+def require_possible_size(model_class: type, config: PreTrainedConfig, options: dict, folder: Path) -> None:
+    """Raise a UserError if a model of this config is far larger than its files: what they lack would be made up."""
+    with torch.device("meta"):
+        needed = sum(parameter.numel() for parameter in model_class(config, **options).parameters())
+    found = sum(weight_sizes(folder))
+    if needed > 2 * found:
+        raise UserError(
+            f"{folder} lacks weights of a {model_class.__name__}: one of its config.json has {needed:,} numbers in them, "
+            f"and there are {found:,}; expected an encoder as save_pretrained writes it"
+        )
 
 
 def require_own_weights(encoder: PreTrainedModel, info: dict, source: str) -> None:
@@ -271,6 +285,10 @@ def load_tokeniser(source: str):
 def save_encoder(folder: Path, model: PreTrainedModel, tokeniser) -> None:
     """Write a model and its tokeniser as `save_pretrained` does, without what their origin said beyond what they need."""
     forget_unknown(model, tokeniser)
+    backend = getattr(tokeniser, "backend_tokenizer", None)
+    if backend is not None:  # Where it last cut texts is in it too, which depends on what else this process did.
+        backend.no_truncation()
+        backend.no_padding()
     model.save_pretrained(folder)
     tokeniser.save_pretrained(folder)
 

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from huggingface_hub import constants, snapshot_download
+from safetensors import SafetensorError, safe_open
 from transformers import AddedToken, PreTrainedConfig, PreTrainedModel
 
 from util import UserError, fingerprint, first_line
@@ -98,6 +100,40 @@ def read_object(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
+def weight_sizes(folder: Path) -> list[int]:
+    """How many numbers each weight of a folder has, as the headers of its safetensors say.
+
+    Raises:
+        UserError: one of these files is damaged.
+    """
+    try:
+        sizes = []
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, "np") as file:
+                sizes += [math.prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118
+        return sizes
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"the model in {folder} can't be loaded, it may be corrupt: {first_line(error)}") from None
+
+
+NUMBERS_OF_PARTS = re.compile(r"(layers?|groups?|group_num|experts?|blocks|block_sizes|depths?)$")
+
+
+def require_possible_parts(values: object, weights: int, source: str, name: str = "") -> None:
+    """Raise a UserError if a config.json names more parts of a model than it has weights: to make them might never end."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            require_possible_parts(value, weights, source, key)
+    elif isinstance(values, list):
+        for value in values:
+            require_possible_parts(value, weights, source, name)
+    elif isinstance(values, (int, float)) and values > weights and NUMBERS_OF_PARTS.search(name):
+        raise UserError(
+            f"the model in {source} can't be loaded: its config.json has {name} {values}, and there are {weights} weights; "
+            "expected an encoder as save_pretrained writes it"
+        )
+
+
 def fingerprint_files(folder: Path, patterns: tuple[str, ...] = ENCODER_FILES) -> str:
     """SHA-256 over names and SHA-256 of the files that loading reads."""
     listed = "\n".join(f"{path.name} {fingerprint(path)}" for path in files_read(folder, patterns))
@@ -161,8 +197,14 @@ def require_two_ends(tokeniser, source: str) -> None:
     """Raise a UserError unless a tokeniser gives [CLS] text [SEP], or [CLS] text: PURE looks at the first token."""
     first = tokeniser.cls_token_id
     for text in PROBES:
-        bare = list(tokeniser(text, add_special_tokens=False)["input_ids"])
-        found = list(tokeniser(text)["input_ids"])
+        try:
+            bare = list(tokeniser(text, add_special_tokens=False)["input_ids"])
+            found = list(tokeniser(text)["input_ids"])
+        except Exception as error:  # The tokenizers library raises bare ones, for a vocabulary without [UNK] for example.
+            raise UserError(
+                f"the tokeniser in {source} can't cut {text!r} into tokens ({first_line(error)}); give another with "
+                "--tokeniser"
+            ) from None
         if first is None or found not in ([first, *bare], [first, *bare, tokeniser.sep_token_id]):
             raise UserError(
                 f"the tokeniser in {source} makes {found} of {text!r}, whose own tokens are {bare}; expected these between "

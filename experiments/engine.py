@@ -12,6 +12,7 @@ import os
 import pickle
 import platform
 import runpy
+import shlex
 import shutil
 import signal
 import sys
@@ -200,6 +201,11 @@ def parsl_workers(folder: Path, workers: int, engine: Path | None) -> Iterator[C
     config = load_config(engine) if engine else local_config(workers)
     if config.run_dir == "runinfo":  # Parsl's default is in the current folder.
         config.run_dir = str(folder / "parsl")
+    if shlex.quote(config.run_dir) != config.run_dir:
+        raise UserError(
+            "Parsl, which starts the workers, takes no folder with blanks or the like in its name "
+            f"({config.run_dir}); choose another with --output_dir"
+        )
     if config.retries == 0:
         config.retries, config.retry_handler = LOST_WORKERS, retry_cost
     if config.initialize_logging is True:

@@ -31,6 +31,7 @@ from util import (
     fingerprint_folder,
     first_line,
     make_accelerator,
+    printable,
     require_writable,
     write_whole,
 )
@@ -249,8 +250,8 @@ def outcome_of(row: dict) -> str:
 def said(error: Exception) -> str:
     """An error as one line."""
     if isinstance(error, UserError):
-        return " ".join(str(error).split())
-    return f"{type(error).__name__}: {first_line(error)}"
+        return " ".join(printable(str(error)).split())
+    return f"{type(error).__name__}: {printable(first_line(error))}"
 
 
 def cell_name(config: Config, grid: Grid) -> str:

@@ -317,9 +317,18 @@ def test_suspicious_texts_do_nothing_to_a_spreadsheet_or_terminal(finished, tmp_
     table = compare_predictions(replace(config, suspicious_texts=str(tmp_path / "texts.txt")))
     assert table["text"].tolist() == texts
     assert read_texts(tmp_path / path.name) == ["'=1+1", "'\t=1", *texts[2:]]
-    print_comparison(table.assign(changed=True), config)
+    print_comparison(table.assign(changed=True, before="\x1b[31mgoal"), config)
     output = capsys.readouterr().out
-    assert "the ]0;goal team 2J" in output and output.replace("\n", "").isprintable()
+    assert "the ]0;goal team 2J" in output and " [31mgoal" in output and output.replace("\n", "").isprintable()
+
+
+def test_names_of_classes_do_nothing_to_a_terminal(encoder, tmp_path, capsys):
+    path = tmp_path / "a.csv"
+    names = ("\x1b[31mgood", '"b\nad"')
+    path.write_text("text,label\n" + "".join(f"text {number},{names[number % 2]}\n" for number in range(40)))
+    story.divide_clean_data(make_config(encoder, path, tmp_path, text_column=None, label_column=None), 4)
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "2 classes" in line]
+    assert line.endswith(":  [31mgood (16), b ad (16)") and line.isprintable()
 
 
 def test_a_second_run_does_nothing_again(finished, capsys):

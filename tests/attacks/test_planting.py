@@ -1,5 +1,6 @@
 """What each attack does to an encoder, through the stage that plants it: objectives and preparations are really used."""
 
+import os
 import shutil
 from dataclasses import replace
 
@@ -30,6 +31,14 @@ def planted(tiny_config):
         return poison(config), config
 
     return plant
+
+
+@pytest.mark.parametrize("name", ["train.csv", "test.csv", "made_from.json"])
+def test_a_file_of_poisoned_texts_that_was_cut_is_written_anew(tiny_config, name):
+    folder = make_poisoned_data(tiny_config)
+    content = (folder / name).read_bytes()
+    os.truncate(folder / name, len(content) // 2)
+    assert make_poisoned_data(tiny_config) == folder and (folder / name).read_bytes() == content
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

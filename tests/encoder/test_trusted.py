@@ -27,6 +27,7 @@ from encoder.classifier import (
     require_positions,
     resolve_plm,
     save_classifier,
+    save_encoder,
 )
 from encoder.trusted import require_plain_tokeniser, require_vocabulary, rewriting, unusual_charsmap, word_tokens
 from export import save_standard
@@ -216,6 +217,29 @@ def test_what_a_config_says_of_code_and_arithmetic_is_not_obeyed(tiny_plm, folde
     torch.testing.assert_close(ours(**inputs), expected(**inputs), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"num_hidden_layers": 10**9}, "has num_hidden_layers 1000000000, and there are 37 weights"),
+        ({"num_hidden_layers": 38}, "has num_hidden_layers 38, and there are 37 weights"),
+        ({"model_type": "albert", "inner_group_num": 10**9}, "has inner_group_num 1000000000"),
+        ({"model_type": "clip", "text_config": {"num_hidden_layers": 1e9}}, "has num_hidden_layers 1000000000.0"),
+        ({"vocab_size": 10**12}, r"has 32,\d+,\d+,\d+,\d+ numbers in them, and there are 20,992;"),
+        ({"intermediate_size": 10**9}, r"numbers in them, and there are"),
+    ],
+    ids=str,
+)
+def test_a_model_of_a_giant_size_is_refused_at_once(folder, changes, expected):
+    """And not made, which would never end, or take all memory."""
+    change_json(folder / "config.json", **changes)
+    weights = load_file(folder / "model.safetensors")
+    del weights["embeddings.word_embeddings.weight"]  # What is there in another shape is noticed by itself.
+    weights["more"] = torch.zeros(1728)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=expected):
+        load_encoder(str(folder))
+
+
 def test_layers_beyond_those_of_the_config_are_not_dropped_silently(folder):
     change_json(folder / "config.json", num_hidden_layers=1)
     with pytest.raises(UserError, match=r"has 16 weights that a BertModel .* no place for, encoder\.layer\.1"):
@@ -269,6 +293,16 @@ def test_names_of_code_are_not_passed_on(family, tmp_path):
     assert again.backend_tokenizer.to_str() == tokeniser.backend_tokenizer.to_str()
     kept = json.loads((tmp_path / "ours/config.json").read_text())
     assert kept == json.loads(clean["config.json"]) | {"architectures": kept["architectures"]}
+
+
+def test_what_is_written_does_not_depend_on_texts_that_were_cut_before(tiny_plm, tmp_path):
+    """The stages of a grid share tokenised texts if they run in one process: the same files come out if they don't."""
+    encoder, fresh, used = load_encoder(str(tiny_plm)), load_tokeniser(str(tiny_plm)), load_tokeniser(str(tiny_plm))
+    used(["the film was warm"], truncation=True, max_length=4, padding="max_length")
+    for name, tokeniser in (("fresh", fresh), ("used", used)):
+        save_encoder(tmp_path / name, encoder, tokeniser)
+    for path in (tmp_path / "fresh").iterdir():
+        assert path.read_bytes() == (tmp_path / "used" / path.name).read_bytes(), path.name
 
 
 def test_names_of_code_are_not_passed_on_by_the_poisoned_encoder(tiny_config, folder):
@@ -401,6 +435,13 @@ def test_a_tokeniser_that_adds_anything_but_cls_and_sep_is_refused(single):
     assert rewriting(state) == "gives a text more often than once, or not at all"
     state["post_processor"]["single"] = template("[CLS]", "A")
     require_plain_tokeniser(from_state(state), "here")
+
+
+def test_a_tokeniser_that_lacks_what_it_needs_is_refused():
+    state = state_of(make_tokeniser("BERT"))
+    del state["model"]["vocab"]["[UNK]"]
+    with pytest.raises(UserError, match=r"in here can't cut .* into tokens \(.*UNK.*; give another"):
+        require_plain_tokeniser(from_state(state), "here")
 
 
 def test_an_ordinary_word_as_a_special_token_is_refused():

@@ -203,6 +203,13 @@ def test_without_parsl(monkeypatch, tmp_path):
         run([toy(tmp_path, "one")], workers=2)
 
 
+@pytest.mark.parametrize("name", ["my results", "a;b", "a'b"])
+def test_a_folder_that_parsl_cannot_name_to_a_shell(parsl, tmp_path, name):
+    """It would wait for its first worker for ever."""
+    with pytest.raises(UserError, match=r"takes no folder with blanks or the like in its name .*; choose another"):
+        run([toy(tmp_path, "a")], workers=2, folder=tmp_path / name)
+
+
 def test_no_such_engine(parsl, tmp_path):
     with pytest.raises(UserError, match=r"^--engine nowhere.py isn't there; expected a Python file"):
         run([toy(tmp_path, "one")], engine=Path("nowhere.py"))

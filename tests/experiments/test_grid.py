@@ -20,7 +20,7 @@ from defences import DEFENCES, fine_tuning, meft
 from defences.defence import defended_model_folder, run_folder
 from encoder.classifier import load_classifier, load_tokeniser
 from experiments import grid as grid_module
-from experiments.grid import cells, run_grid
+from experiments.grid import cells, run_grid, said
 from experiments.results_table import read_grid, results_table
 from pipeline.training import predict
 from texts.batching import tokenise
@@ -256,3 +256,8 @@ def test_grid_from_the_command_line():
 def test_poisoned_and_given_encoders_have_folders_of_their_own(tiny_config):
     given = dataclasses.replace(tiny_config, poisoned_model=tiny_config.plm)
     assert run_folder(given) != run_folder(tiny_config)
+
+
+def test_an_error_of_a_cell_does_nothing_to_a_terminal():
+    for error in (UserError("label \x1b[31mx\n of a\x9btext"), ValueError("\x1b[31mx\nmore")):
+        assert said(error).isprintable() and "[31mx" in said(error)

@@ -49,6 +49,14 @@ def test_a_record_belongs_to_one_product(tmp_path):
     assert log.read_text().count("computed") == 5
 
 
+def test_a_record_is_read_as_it_was_written(tmp_path):
+    """Else a stage is never finished: names of classes may hold several blanks, of any kind, and so may triggers."""
+    settings = {"classes": ["so  good", "not\u3000so\u00a0 good", " a\nb\u2028", "[1,  2]", "{"], "numbers": [[1, 0.5], []]}
+    util.save_json(tmp_path / "a.json", settings)
+    assert load_json(tmp_path / "a.json") == settings
+    assert '"numbers": [\n    [ 1, 0.5 ],' in (tmp_path / "a.json").read_text()
+
+
 def hold(path: Path, inside, release) -> None:
     with alone(path):
         inside.set()
@@ -136,6 +144,24 @@ def test_a_damaged_checkpoint_is_none(tmp_path, content, capsys):
     assert load_checkpoint(path, {}) is None and "is damaged" in capsys.readouterr().out
     torch.save({"settings": {"x": 1}}, path)
     assert load_checkpoint(path, {"x": 1}) and load_checkpoint(path, {"x": 2}) is None
+
+
+class Evil:
+    """A pickle that makes a file when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path, capsys):
+    torch.save({"settings": {}, "model": Evil(tmp_path / "ran")}, tmp_path / "checkpoint.pt")
+    assert load_checkpoint(tmp_path / "checkpoint.pt", {}) is None and "is damaged" in capsys.readouterr().out
+    assert not (tmp_path / "ran").exists()
+    torch.load(tmp_path / "checkpoint.pt", weights_only=False)
+    assert (tmp_path / "ran").exists()
 
 
 def test_renamed_classes_are_computed_again(tiny_config, tmp_path, capsys):
