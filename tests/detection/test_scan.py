@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,9 @@ from conftest import WORDS, tiny_settings
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertTokenizer, TokenizersBackend
 
+from attacks import ATTACKS
+from config import parse
+from defences import DEFENCES
 from detection.embedding_rows import changed_rows, nearest, norm_outliers, robust_z, variants
 from detection.flip_table import choose_texts, flip_table, word_ranks
 from detection.folder_checks import folder_findings
@@ -285,7 +289,9 @@ def test_the_page_tells_of_it_and_never_calls_an_encoder_clean(scanned):
         assert not re.search(r"\b(clean|safe|harmless)\b", sentence.replace("no clean text", ""))
     assert "cf" in html and "It can&#39;t see a trigger that is a style" in html
     assert (page.parent / "figures/flips.png").exists() and (page.parent / "figures/flips.pdf").exists()
-    assert scan_command(options).startswith(f"python scan.py {options.encoder} --preset sst2 ")
+    words = shlex.split(scan_command(options))
+    assert words[:3] == ["python", "scan.py", options.encoder]
+    assert parse(Scan, preset_scan, "", ATTACKS, DEFENCES, words[2:]) == options
 
 
 def test_the_same_seed_gives_the_same_scan(scanned, tmp_path):
