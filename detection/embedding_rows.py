@@ -93,7 +93,7 @@ def near_telling_words(
 
 def changed_rows(rows: torch.Tensor, clean: torch.Tensor, words: Words, number: int) -> pd.DataFrame:
     """The words whose rows differ most from those of another encoder: word, change (the difference's norm over that of the
-    other's row), z; the most changed first."""
+    other's row); the most changed first."""
     change = (rows - clean).norm(dim=1) / clean.norm(dim=1).clamp_min(1e-12)
-    table = pd.DataFrame({"word": list(words), "change": change.numpy(), "z": robust_z(change).numpy()})
+    table = pd.DataFrame({"word": list(words), "change": change.numpy()})
     return table.sort_values("change", ascending=False, kind="stable").head(number)

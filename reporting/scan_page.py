@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from reporting.figures import COLOURS, LONGEST, PAGE, in_style
 from reporting.page import keep_figures, write_page
 
-NAMED = 6
+NAMED = 10
 """Words of a class that are named in the figure."""
 PANELS = 6
 """Classes that the figure shows at most."""
@@ -37,21 +38,23 @@ def flip_figure(flips: pd.DataFrame, random_words: pd.DataFrame, classes: list[s
         ):
             some = own[own["known"] == known]
             ax.plot(some["rank"], some["shift"], marker, color=colour, markersize=4, label=label)
-        for number, row in enumerate(own.head(NAMED).itertuples()):
+        for row in own.head(NAMED).itertuples():
             ax.annotate(
                 row.word if len(row.word) <= LONGEST else f"{row.word[: LONGEST - 1]}…",
                 (row.rank, row.shift),
-                xytext=(5, 3 if number % 2 else -6),
+                xytext=(2, 4),
                 textcoords="offset points",
+                rotation=50,
                 fontsize=6.5,
             )
         for name, style in (("shift_max", "-"), ("shift_median", ":")):
             value = random_words.loc[random_words["class"] == target, name].iloc[0]
             label = f"random words, {'farthest' if name == 'shift_max' else 'median'}"
             ax.axhline(value, color="0.5", linewidth=0.9, linestyle=style, zorder=0, label=label)
-        ax.set(title=f"to {classes[target]}", xlabel="rank of the word", xscale="log")
-        ax.set_xlim(0.8, max(2.0, 1.6 * own["rank"].max()))
-    axes[0].set(ylabel="mean shift of log-odds")
+        ax.set(title=f"to {classes[target]}", xlabel="rank of the word")
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    low, high = axes[0].get_ylim()
+    axes[0].set(ylabel="mean shift of log-odds", ylim=(low, high + 0.3 * (high - low)))  # Room for the names.
     for ax in axes[len(shown) :]:
         ax.set_axis_off()
     handles, labels = axes[0].get_legend_handles_labels()
