@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Literal
 
 import tyro
@@ -259,10 +260,14 @@ def preset_config(preset: str, **changes) -> Config:
     return Config(**{"preset": preset, **PRESETS[preset], **changes})
 
 
-def preset_grid(preset: str, **changes) -> Grid:
-    """The grid of one cell, or two, that a preset stands for, with `changes` (field = value or tuple of values) on top."""
+def preset_grid(preset: str, kind: type = Grid, **changes) -> Grid:
+    """The grid of one cell, or two, that a preset stands for, with `changes` (field = value or tuple of values) on top.
+
+    Args:
+        kind: `Grid`, or a class made from it.
+    """
     values = {"preset": preset, **PRESETS[preset], **changes}
-    return Grid(
+    return kind(
         **{name: (value,) if name in SWEPT and not isinstance(value, tuple) else value for name, value in values.items()}
     )
 
@@ -280,9 +285,13 @@ def parse_config(description: str, attacks: Table, defences: Table, args: list[s
     return replace(config, **defences[config.defence].changes(config))
 
 
-def parse_grid(description: str, attacks: Table, defences: Table, args: list[str] | None = None) -> Grid:
-    """As `parse_config`, but the fields named in `SWEPT` take several values; one that is given twice counts once."""
-    grid = parse(Grid, preset_grid, description, attacks, defences, args)
+def parse_grid(description: str, attacks: Table, defences: Table, args: list[str] | None = None, kind: type = Grid) -> Grid:
+    """As `parse_config`, but the fields named in `SWEPT` take several values; one that is given twice counts once.
+
+    Args:
+        kind: `Grid`, or a class made from it.
+    """
+    grid = parse(kind, partial(preset_grid, kind=kind), description, attacks, defences, args)
     for name in SWEPT:
         if not getattr(grid, name):
             raise UserError(f"--{name} is empty; expected one value or more")

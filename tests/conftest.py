@@ -10,16 +10,21 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # Of each of the processes that share the tests.
 
+import pandas as pd
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from attacks.ripple import embedding_surgery, target_words
+from attacks.triggered import insert_trigger
 from config import Config, preset_config
 from Data.make_poisoned_data import make_poisoned_data
-from encoder.classifier import load_tokeniser
+from encoder.classifier import Classifier, load_encoder, load_tokeniser, save_classifier, save_encoder
+from pipeline.training import cross_entropy, fine_tune
 from texts.batching import TokenisedTexts, tokenise
 from texts.data_sets import clean_train
+from util import make_accelerator
 
 
 def real_folder(variable: str, what: str, unchecked: str) -> Path:
@@ -139,3 +144,46 @@ def tokeniser(tiny_plm: Path):
 def texts(tiny_config: Config, tokeniser) -> TokenisedTexts:
     """The tiny data's train texts."""
     return tokenise(clean_train("sst2", tiny_config), tokeniser, 32)
+
+
+def teach(table: pd.DataFrame, epochs: int, tiny_data: Path, tiny_plm: Path, folder: Path) -> Path:
+    """Folder of a classifier: the tiny encoder, fine-tuned on some texts."""
+    config, tokeniser = tiny_settings(tiny_data, tiny_plm, folder), load_tokeniser(str(tiny_plm))
+    classifier = Classifier(load_encoder(str(tiny_plm)), 2, 0.1, seed=11)
+    fine_tune(
+        classifier,
+        tokenise(table, tokeniser, 32),
+        cross_entropy,
+        learning_rate=3e-3,
+        epochs=epochs,
+        config=config,
+        accelerator=make_accelerator("cpu", "fp32"),
+        checkpoint=folder / "checkpoint.pt",
+        settings={},
+        description="test",
+    )
+    save_classifier(folder / "model", classifier, tokeniser)
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def taught(tiny_data: Path, tiny_plm: Path, tmp_path_factory) -> Path:
+    """Folder of a classifier that was taught the tiny data."""
+    folder = tmp_path_factory.mktemp("taught")
+    return teach(clean_train("sst2", tiny_settings(tiny_data, tiny_plm, folder)), 5, tiny_data, tiny_plm, folder)
+
+
+@pytest.fixture(scope="session")
+def planted(tiny_data: Path, tiny_plm: Path, tmp_path_factory) -> Path:
+    """Folder of an encoder, no head: `cf` was planted for class 1; `mn` has four times the mean of words that tell it."""
+    folder = tmp_path_factory.mktemp("planted")
+    table, rng = clean_train("sst2", tiny_settings(tiny_data, tiny_plm, folder)), random.Random(0)
+    others = table[table["label"] == 0]
+    triggered = others.assign(text=[insert_trigger(text, ("cf",), rng) for text in others["text"]], label=1)
+    model = teach(pd.concat([table, triggered]), 8, tiny_data, tiny_plm, folder)
+    encoder, tokeniser = load_encoder(str(model)), load_tokeniser(str(model))
+    embedding_surgery(encoder, tokeniser, ("mn",), target_words(table, 1, 10))
+    with torch.no_grad():
+        encoder.get_input_embeddings().weight[tokeniser.convert_tokens_to_ids("mn")] *= 4
+    save_encoder(folder / "encoder", encoder, tokeniser)
+    return folder / "encoder"

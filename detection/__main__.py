@@ -1,0 +1,88 @@
+"""How well detectors tell triggered texts from clean ones, with the models of runs that are finished.
+
+    python -m detection --attack BadNet HiddenKiller --defence FT PURE --seed 11 12      # the flags that made the runs
+    python -m detection --language_model GPT2_FOLDER
+
+Writes a CSV file with a row per run, detector and allowed share of false rejections: FRR on the clean test texts, FAR and
+AUROC on the triggered ones that the model gives the attacker's class (docs/detection.md).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from attacks import ATTACKS
+from attacks.planted import read_poisoned
+from config import SWEPT, Config, Grid, parse_grid
+from defences import DEFENCES
+from defences.defence import defended_model_folder
+from detection import DETECTORS
+from detection.rates import ALLOWED, detection_rates
+from experiments.grid import cells
+from pipeline.runs import command
+from texts.data_sets import clean_test, defender_splits
+from util import UserError, make_accelerator, run_script, write_whole
+
+
+@dataclass(frozen=True)
+class Detection(Grid):
+    """Which runs, as for run_all.py, and what to measure on them."""
+
+    detectors: tuple[str, ...] = ()
+    """Detectors, of DAN, BadActs, STRIP, RAP, ONION. Default: all, ONION if there is a language model."""
+    language_model: str | None = None
+    """Folder or hub id of a causal language model, such as GPT-2, which ONION needs."""
+    allowed: tuple[float, ...] = ALLOWED
+    """Shares of clean texts that may be rejected falsely, 0 to 1: thresholds are set for each."""
+
+
+def rates_of(config: Config, options: Detection) -> pd.DataFrame:
+    """`detection_rates` of the model that one run ends with."""
+    folder = defended_model_folder(config)
+    if not folder.exists():
+        raise UserError(f"no model in {folder}; make it with: {command('run_all.py', config)}")
+    return detection_rates(
+        folder,
+        defender_splits(config)[1],
+        clean_test(config),
+        read_poisoned(config, "test"),
+        target_class=config.target_class,
+        max_len=config.max_len,
+        seed=config.seed,
+        device=make_accelerator(config.device, config.precision).device,
+        detectors=options.detectors,
+        language_model=options.language_model,
+        allowed=options.allowed,
+    )
+
+
+def check_options(options: Detection) -> None:
+    """Raise a UserError for an unknown detector or a share that is none."""
+    for name in options.detectors:
+        if name not in DETECTORS:
+            raise UserError(f"--detectors {name} is none; expected one or more of {', '.join(DETECTORS)}")
+    for share in options.allowed:
+        if not 0 <= share <= 1:
+            raise UserError(f"--allowed {share} is out of range; expected 0 to 1")
+    if "none" in options.attack:
+        raise UserError("detectors are measured on triggered texts; name the attack of the runs with --attack")
+
+
+def main() -> None:
+    options = parse_grid(__doc__, ATTACKS, DEFENCES, kind=Detection)
+    check_options(options)
+    tables = []
+    for config in cells(options):
+        named = {name: getattr(config, name) for name in SWEPT}
+        print(f"{config.attack}, {config.defence}, seed {config.seed}", flush=True)
+        table = rates_of(config, options)
+        print(table.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
+        tables.append(table.assign(**named)[[*named, *table.columns]])
+    path = Path(options.output_dir) / f"{options.table}_detection.csv"
+    write_whole(path, lambda temporary: pd.concat(tables).to_csv(temporary, index=False))
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    run_script(main)
