@@ -6,10 +6,12 @@ are changed at random, so that an inserted trigger is one more such change. No t
 what comes out are plain weights. A defence of this project's own, under work: docs/method.md says how far it was tried.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
+from scipy.optimize import minimize
 from torch import nn
 from transformers import set_seed
 
@@ -19,7 +21,7 @@ from defences.shared import start, train_once
 from encoder.classifier import Classifier
 from pipeline.defender import Phase
 from pipeline.runs import TRAINING_FIELDS
-from pipeline.training import cross_entropy
+from pipeline.training import cross_entropy, predict
 from texts.augmentation import Augmentation, Augmenter
 from texts.batching import TokenisedTexts, batches_by_length, tokens_per_batch
 
@@ -138,11 +140,30 @@ def keep_blocked(classifier: Classifier, bases: dict[str, torch.Tensor]) -> None
         weight.sub_((weight @ basis) @ basis.T)
 
 
+def fitted_bias(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """What to add to logits [text, class] so that the classes are predicted as often as they should be; [class], fp64.
+
+    a and b minimise CE(a z + b) + |b|^2 / 2n over the n texts, and b / a is added: relearnt on changed texts, the classifier
+    leans to one class on clean ones.
+    """
+    logits, number = logits.double(), logits.shape[1]
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        free = torch.tensor(parameters, dtype=torch.float64, requires_grad=True)
+        value = nn.functional.cross_entropy(free[0].exp() * logits + free[1:], labels)
+        value = value + free[1:].square().sum() / (2 * len(labels))
+        value.backward()
+        return value.item(), free.grad.numpy()
+
+    found = torch.from_numpy(minimize(loss, np.zeros(1 + number), jac=True).x)
+    return found[1:] / found[0].exp()
+
+
 # --------------------------------------------------------------------------------------------------------------- the stage
 
 
 def erase_and_relearn(config: Config) -> dict:
-    """Erase, draw a fresh head, relearn, in rounds; write relearnt_model and erase_relearn.json.
+    """Erase, draw a fresh head, relearn, in rounds, fit the bias; write relearnt_model and erase_relearn.json.
 
     What the first round leaves of a backdoor lies again where the task is read: the next one erases that too.
 
@@ -172,6 +193,12 @@ def erase_and_relearn(config: Config) -> dict:
         classifier.head.reset_parameters()
         keep_blocked(classifier, blocked)
 
+    def fit_bias(classifier: Classifier) -> None:
+        logits = predict(classifier, inputs.validation, "validation", accelerator)
+        bias = fitted_bias(logits, torch.tensor(inputs.validation.labels))
+        with torch.no_grad():
+            classifier.head.bias.add_(bias.to(classifier.head.bias))
+
     def changed(epoch: int, number: int) -> TokenisedTexts:
         return augmenter.changed(np.random.default_rng((config.seed, 7, number, epoch)))
 
@@ -189,6 +216,7 @@ def erase_and_relearn(config: Config) -> dict:
         )
         for number in range(1, config.relearning_rounds + 1)
     ]
+    phases[-1] = replace(phases[-1], after=fit_bias)
     record, _ = train_once(
         config, RELEARNING, phases, inputs=inputs, accelerator=accelerator, settings=settings, prepare=prepare
     )

@@ -52,7 +52,9 @@ class Phase:
     texts: TokenisedTexts | None = None
     """None: the clean train texts."""
     before: Callable[[Classifier], None] = lambda classifier: None
-    """What is done to the classifier before it, in place; of the weights alone, since a resumed run does it once more."""
+    after: Callable[[Classifier], None] = lambda classifier: None
+    """What is done to the classifier before it and after it, in place; of the weights alone, since a resumed run does it
+    once more."""
 
 
 def new_classifier(config: Config, inputs: DefenderInputs) -> Classifier:
@@ -106,6 +108,7 @@ def train_and_measure(
             settings=settings,
             description=phase.description,
         )
+        phase.after(classifier)
     started = time.perf_counter()
     metrics = measure(classifier, inputs.measured, config.target_class, accelerator)
     validation_accuracy = accuracy(classifier, inputs.validation, "validation", accelerator)

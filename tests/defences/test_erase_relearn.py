@@ -12,6 +12,7 @@ from defences.erase_relearn import (
     RELEARNING,
     block_directions,
     erase_task,
+    fitted_bias,
     keep_blocked,
     linear_layers,
     task_directions,
@@ -97,3 +98,30 @@ def test_keeping_blocked_changes_nothing_that_is_blocked(classifier, texts):
     keep_blocked(classifier, {name: basis.float() for name, (_, basis) in blocked.items()})
     for name, layer in linear_layers(classifier).items():
         torch.testing.assert_close(layer.weight, before[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_bias_takes_a_lean_away():
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (600,), generator=rng)
+    logits = 2.0 * torch.nn.functional.one_hot(labels, 3) + torch.randn(600, 3, generator=rng)
+    lean = torch.tensor([0.0, 3.0, -1.0])
+    straight, leaning = fitted_bias(logits, labels), fitted_bias(logits + lean, labels)
+    shift = leaning - straight + lean
+    torch.testing.assert_close(shift - shift.mean(), torch.zeros(3, dtype=torch.float64), rtol=0, atol=0.05)
+    accuracies = [(each.argmax(1) == labels).double().mean() for each in (logits, logits + lean, logits + lean + leaning)]
+    assert accuracies[2] > accuracies[0] - 0.02 > accuracies[1]
+    # A class that is predicted too often comes out as often as there are texts of it.
+    counts = torch.bincount((logits + lean + leaning).argmax(1), minlength=3)
+    assert (counts - torch.bincount(labels, minlength=3)).abs().max() < 30
+
+
+def test_the_bias_is_that_of_the_validation_texts(tiny_config, monkeypatch):
+    """Through the stage, at its end."""
+    found: list[torch.Tensor] = []
+    monkeypatch.setattr(
+        "defences.erase_relearn.fitted_bias", lambda *given: found.append(torch.tensor([0.0, 50.0])) or found[-1]
+    )
+    config = replace(tiny_config, poisoned_model=tiny_config.plm, defence="erase_relearn", relearning_epochs=1)
+    make_poisoned_data(config)
+    record = run_stage(RELEARNING, config)
+    assert len(found) == 1 and record["metrics"]["LFR"] == 1.0
