@@ -137,7 +137,8 @@ def scan_encoder(config: Config, clean_encoder: str | None, words: tuple[str, ..
     tokeniser = load_tokeniser(resolve_tokeniser(config.tokeniser)) if config.tokeniser else beside
     require_vocabulary(tokeniser, load_config(source), config.tokeniser or source)
     if clean_encoder:
-        require_same_architecture(source, clean_encoder)
+        consequence = "so the one isn't made from the other; name the encoder that it was made from with --clean_encoder"
+        require_same_architecture(source, clean_encoder, consequence)
     classes, (train, validation) = class_names(config), defender_splits(config)
     known, held_out = (tokenise(table, tokeniser, config.max_len) for table in (train, validation))
     require_positions(load_config(source), max(*known.lengths, *held_out.lengths))

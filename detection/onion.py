@@ -20,9 +20,16 @@ def load_language_model(source: str) -> tuple[PreTrainedModel, object]:
     """
     folder = local_folder(source)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, config=load_config(source), use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=load_config(source),
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
+        if info["missing_keys"]:  # An encoder, say: its language head would be drawn at random.
+            raise ValueError(f"it lacks {sorted(info['missing_keys'])[0]}")
     except UserError:
         raise
     except Exception as error:  # Nobody knows what a mistyped value leads to.

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -90,19 +91,25 @@ def test_every_attack_end_to_end(tiny_config, attack, capsys):
     summary = story.run_all(config)
     folder = run_folder(config)
     assert json.loads((folder / "metrics.json").read_text()) == summary
-    assert list(summary["models"]) == ["poisoned", "fine_tuned", "PURE"]
-    for metrics in summary["models"].values():
-        confusion = metrics["poisoned"]["confusion_matrix"]
-        assert metrics["LFR"] == confusion[0][1] / sum(confusion[0]) and sum(confusion[0]) == 24
-        assert metrics["ACC"] > 0.6
+    # An attack without a target class trains no classifier of its own; of each trigger there are 24 texts of each class.
+    agnostic = bool(ATTACKS[attack].data.by_trigger)
+    assert list(summary["models"])[-2:] == ["fine_tuned", "PURE"]
+    triggered = 0
+    for metrics in list(summary["models"].values())[agnostic:]:
+        groups = metrics["triggers"].values() if agnostic else [{"target_class": 1, **metrics["poisoned"]}]
+        rows = [(np.array(each["confusion_matrix"]), each["target_class"]) for each in groups]
+        flips = [matrix[1 - target, target] / matrix[1 - target].sum() for matrix, target in rows]
+        assert metrics["LFR"] == pytest.approx(np.mean(flips)) and metrics["ACC"] > 0.6
+        triggered = sum(int(matrix[1 - target].sum()) for matrix, target in rows)
+    assert triggered == (6 if agnostic else 1) * 24
     # One row of the tiny encoder's embedding can't plant anything without growing; on a real one it does.
-    assert ATTACKS[attack].plant or summary["models"]["poisoned"]["LFR"] > 0.9
+    assert agnostic or ATTACKS[attack].plant or summary["models"]["poisoned"]["LFR"] > 0.9
     capsys.readouterr()
     story.print_table(summary, config)
     output = capsys.readouterr().out
     pure = summary["models"]["PURE"]
     assert f"PURE{pure['ACC']:20.3f}{pure['LFR']:8.3f}" in output
-    assert "accuracy on 48 clean test texts" in output and "share of 24 triggered test texts" in output
+    assert "accuracy on 48 clean test texts" in output and f"share of {triggered} triggered test texts" in output
     named, where = [], None
     for line in output.split("\nFiles\n")[1].splitlines():
         if line.startswith("in "):

@@ -93,7 +93,8 @@ def make_cases(given: Path) -> dict[str, Case]:
         cases[f"poisoning by {attack}"] = Case("poisoning", "pretrained_model_poisoning", told(attack=attack), first, 2)
     planted = "poisoning by BadNet"
     for defence in DEFENCES:
-        cases[f"defence {defence}"] = Case(f"defence {defence}", "defences.__main__", told(defence=defence), planted, 3)
+        arguments = told(defence=defence, clean_encoder=config.plm)
+        cases[f"defence {defence}"] = Case(f"defence {defence}", "defences.__main__", arguments, planted, 3)
     cases["pruning"] = Case("head pruning", "attention_head_pruning", told(), "defence FT", 4)
     cases["normalisation"] = Case("attention normalisation", "attention_normalization", told(), "pruning", 4)
     cases["export"] = Case("export", "export", told(), "normalisation", 3)
@@ -236,6 +237,8 @@ def signalled(number: signal.Signals, aimed: bool, trial: Trial) -> Ended:
         child = trial.start()
         trial.struck = child.signal_at(number, trial.rng.uniform(0, trial.reference.seconds), group=number == signal.SIGINT)
         ended = child.wait(LIMIT)
+        # A process that has just left can be sent a signal too.
+        trial.struck &= ended.code != 0 or number == signal.SIGINT
     # Python drops an interrupt that comes while it is tidying up an object, and the run goes on to its end.
     fine = {signal.SIGKILL: (-9,), signal.SIGTERM: (-15, 143), signal.SIGINT: (130, 0)}[number]
     if trial.struck and (ended.code not in fine or "Traceback" in ended.errors):

@@ -229,8 +229,10 @@ def test_what_is_no_language_model(tiny_plm, tmp_path):
         load_language_model("./nowhere")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"no language model can be loaded from .*--language_model"):
+    with pytest.raises(UserError, match=r"the model in .* can't be loaded, it may be corrupt"):
         load_language_model(str(tmp_path))
+    with pytest.raises(UserError, match=r"no language model can be loaded from .* lacks .*--language_model"):
+        load_language_model(str(tiny_plm))
 
 
 # -------------------------------------------------------------------------------------------------------------- rates

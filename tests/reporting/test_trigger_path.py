@@ -51,7 +51,7 @@ def test_trigger_path_marks_the_inserted_words(tiny_run):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attack": "HiddenKiller"}, "HiddenKiller inserts no trigger words .*; expected BadNet, LayerWise, RIPPLe"),
+        ({"attack": "HiddenKiller"}, "HiddenKiller inserts no trigger words .*; expected BadNet, LayerWise, .*RIPPLe"),
         ({"seed": 99}, "no model in .*; make it with: python run_all.py .*--seed 99"),
     ],
 )
