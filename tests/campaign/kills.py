@@ -196,10 +196,11 @@ def strike(
             count += 1
         if struck and not after:
             act()
-        result = function(*args, **kwargs)
-        if struck and after:
-            act()
-        return result
+        try:
+            return function(*args, **kwargs)
+        finally:  # Some calls fail, and are meant to: of a file that isn't there any more, say.
+            if struck and after:
+                act()
 
     for name in WRITES:
         setattr(os, name, partial(around, getattr(os, name)))
