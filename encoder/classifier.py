@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import json
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -164,9 +165,17 @@ def load_config(source: str) -> PreTrainedConfig:
 
 
 def require_possible_size(model_class: type, config: PreTrainedConfig, options: dict, folder: Path) -> None:
-    """Raise a UserError if a model of this config is far larger than its files: what they lack would be made up."""
-    with torch.device("meta"):
-        needed = sum(parameter.numel() for parameter in model_class(config, **options).parameters())
+    """Raise a UserError if a model of this config is far larger than its files, whose lack would be made up, or empty."""
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")  # Of an empty one: it is told below.
+        sizes = {name: parameter.numel() for name, parameter in model_class(config, **options).named_parameters()}
+    empty = [name for name, size in sizes.items() if not size]
+    if empty:
+        raise UserError(
+            f"the config.json in {folder} is of a {model_class.__name__} whose {empty[0]} has no numbers in it; expected an "
+            "encoder as save_pretrained writes it"
+        )
+    needed = sum(sizes.values())
     found = sum(weight_sizes(folder))
     if needed > 2 * found:
         raise UserError(

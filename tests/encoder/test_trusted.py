@@ -3,6 +3,7 @@
 import base64
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -237,6 +238,13 @@ def test_a_model_of_a_giant_size_is_refused_at_once(folder, changes, expected):
     weights["more"] = torch.zeros(1728)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=expected):
+        load_encoder(str(folder))
+
+
+def test_a_model_without_size_is_one_line_and_no_warning(folder):
+    change_json(folder / "config.json", intermediate_size=0)
+    with warnings.catch_warnings(), pytest.raises(UserError, match=r"whose encoder\.layer\.0\.\S+ has no numbers in it"):
+        warnings.simplefilter("error")
         load_encoder(str(folder))
 
 
