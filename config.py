@@ -48,7 +48,7 @@ class Config:
     tokeniser: str | None = None
     """Folder or hub id of a trusted tokeniser (that of the original encoder, say), used in place of the one beside the encoder that is defended; None: that one, if it does nothing else to texts than cut them into tokens."""
     clean_encoder: str | None = None
-    """Folder, hub id or `minilm`: an encoder that is trusted, for the defences that need one (discard, fine_mixing)."""
+    """Folder, hub id or `minilm`: an encoder that is trusted, for the defences that need one (discard, fine_mixing), and for scan.py to compare the rows of the embedding with: the one that the scanned encoder claims to be made from."""
     seed: int = 11
     """Random state of the poisoned rows, the classification heads, the order of texts and dropout (paper: 11 to 15)."""
 

@@ -32,8 +32,6 @@ class Scan(Config):
 
     encoder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENCODER")] = tyro.MISSING
     """Folder or hub id of the encoder, or folder of a classifier made here."""
-    clean_encoder: str | None = None
-    """Folder or hub id of the encoder that it claims to be made from: the rows of its embedding are compared."""
     words: tuple[str, ...] = ()
     """Words whose place among all words is told."""
     texts: int = Effort.texts
@@ -60,7 +58,7 @@ def scan(options: Scan) -> Path:
     check_ranges(config)
     folder = Path(config.output_dir) / f"scan_{encoder_name(options.encoder)}"
     require_writable(config.output_dir)
-    result = scan_encoder(config, options.clean_encoder, options.words, Effort(options.texts, options.tried))
+    result = scan_encoder(config, config.clean_encoder, options.words, Effort(options.texts, options.tried))
     save_json(folder / "scan.json", result)
     for sentence in result["verdict"]:
         print(f"  {sentence}")
@@ -74,7 +72,7 @@ def plain(options: Scan) -> Config:
 
 def scan_command(options: Scan) -> str:
     """The command that makes the same scan."""
-    own = {name: getattr(options, name) for name in ("clean_encoder", "words", "texts", "tried")}
+    own = {name: getattr(options, name) for name in ("words", "texts", "tried")}
     changed = {name: value for name, value in own.items() if value != getattr(Scan, name)}
     return command("scan.py", plain(options), **changed).replace("scan.py", f"scan.py {shlex.quote(options.encoder)}", 1)
 

@@ -17,13 +17,13 @@ from transformers import set_seed
 
 from config import MOST_ROUNDS, Config
 from defences.defence import Defence, Stage
-from defences.shared import start, train_once
+from defences.shared import look_at_inputs, start, train_once
 from encoder.classifier import Classifier
 from pipeline.defender import Phase
 from pipeline.runs import TRAINING_FIELDS
 from pipeline.training import cross_entropy, predict
 from texts.augmentation import Augmentation, Augmenter
-from texts.batching import TokenisedTexts, batches_by_length, tokens_per_batch
+from texts.batching import TokenisedTexts
 
 WARM_UP = 0.1
 """Share of the relearning steps in which the rate rises."""
@@ -48,9 +48,8 @@ def task_directions(classifier: Classifier, texts: TokenisedTexts) -> dict[str, 
     """
     classes = sorted(set(texts.labels))
     sums: dict[str, dict] = {}
-    batch: dict[str, torch.Tensor] = {}
 
-    def note(name: str, inputs: torch.Tensor) -> None:
+    def note(name: str, inputs: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:
         inputs = inputs if inputs.dim() == 3 else inputs[:, None]
         mask = batch["attention_mask"][:, : inputs.shape[1], None].to(inputs.dtype)
         of_layer = sums.setdefault(name, {})
@@ -64,19 +63,7 @@ def task_directions(classifier: Classifier, texts: TokenisedTexts) -> dict[str, 
                 before = of_layer.get((kind, label), (0, 0))
                 of_layer[kind, label] = (before[0] + total, before[1] + count)
 
-    hooks = [
-        module.register_forward_pre_hook(lambda _, inputs, name=name: note(name, inputs[0]))
-        for name, module in linear_layers(classifier).items()
-    ]
-    classifier.eval()
-    device = classifier.head.weight.device
-    try:
-        for indices in batches_by_length(texts.lengths, tokens_per_batch(device)):
-            batch = texts.batch(indices, device)
-            classifier(batch["input_ids"], batch["attention_mask"])
-    finally:
-        for hook in hooks:
-            hook.remove()
+    look_at_inputs(classifier, linear_layers(classifier), texts, note)
     result = {}
     for name, of_layer in sums.items():
         means = {key: total / count for key, (total, count) in of_layer.items()}

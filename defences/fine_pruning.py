@@ -9,13 +9,21 @@ from torch import nn
 from config import Config
 from defences.defence import Defence, Stage
 from defences.fine_tuning import FINE_TUNING
-from defences.shared import accuracy_to_keep, model_before, record_before, require_accuracy, start, train_once
+from defences.shared import (
+    accuracy_to_keep,
+    look_at_inputs,
+    model_before,
+    record_before,
+    require_accuracy,
+    start,
+    train_once,
+)
 from encoder.classifier import Classifier
 from encoder.layer_cache import layers_of
 from pipeline.defender import Phase
 from pipeline.runs import DEFENCE_FIELDS
 from pipeline.training import accuracy, cross_entropy
-from texts.batching import TokenisedTexts, batches_by_length, tokens_per_batch
+from texts.batching import TokenisedTexts
 from util import UserError
 
 AT_A_TIME = 0.05
@@ -47,26 +55,13 @@ def mean_activation(classifier: Classifier, texts: TokenisedTexts) -> torch.Tens
     linears = output_layers(classifier)
     total = torch.zeros(len(linears), linears[0].in_features, dtype=torch.float64)
     tokens = torch.zeros(len(linears), 1)
-    batch: dict[str, torch.Tensor] = {}
 
-    def note(layer: int, states: torch.Tensor) -> None:  # [batch, token, neuron]
+    def note(layer: int, states: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:  # [batch, token, neuron]
         mask = batch["attention_mask"][:, : states.shape[1], None]
         total[layer] += (states.abs() * mask).sum((0, 1)).double().cpu()
         tokens[layer] += mask.sum().cpu()
 
-    hooks = [
-        linear.register_forward_pre_hook(lambda _, inputs, layer=layer: note(layer, inputs[0]))
-        for layer, linear in enumerate(linears)
-    ]
-    classifier.eval()
-    device = classifier.head.weight.device
-    try:
-        for indices in batches_by_length(texts.lengths, tokens_per_batch(device)):
-            batch = texts.batch(indices, device)
-            classifier(batch["input_ids"], batch["attention_mask"])
-    finally:
-        for hook in hooks:
-            hook.remove()
+    look_at_inputs(classifier, dict(enumerate(linears)), texts, note)
     return total / tokens
 
 

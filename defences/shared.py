@@ -2,11 +2,13 @@
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
+from torch import nn
 
 from attacks.planted import RECORD, measured_tables, poisoned_model_folder
 from config import Config
@@ -31,7 +33,7 @@ from encoder.trusted import (
 from pipeline.defender import DefenderInputs, Phase, new_classifier, train_and_measure
 from pipeline.runs import command, fingerprint_encoder, stage_settings
 from pipeline.stage import run_once
-from texts.batching import TokenisedTexts, tokenise
+from texts.batching import TokenisedTexts, batches_by_length, tokenise, tokens_per_batch
 from texts.data_sets import class_names, defender_splits, fingerprint_texts, require_target
 from util import UserError, make_accelerator, require_writable
 
@@ -201,6 +203,30 @@ def record_before(config: Config, stage: Stage) -> dict:
 def model_before(config: Config, stage: Stage) -> Classifier:
     """The classifier that the stage before a stage has written."""
     return load_classifier(product_path(config, stage.after), config.classifier_dropout)
+
+
+@torch.inference_mode()
+def look_at_inputs(
+    classifier: Classifier,
+    layers: dict[Hashable, nn.Linear],
+    texts: TokenisedTexts,
+    note: Callable[[Hashable, torch.Tensor, dict[str, torch.Tensor]], None],
+) -> None:
+    """Call `note` with the key of each layer, its inputs and the batch they are of, over all texts; evaluation mode."""
+    batch: dict[str, torch.Tensor] = {}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs, key=key: note(key, inputs[0], batch))
+        for key, layer in layers.items()
+    ]
+    classifier.eval()
+    device = classifier.head.weight.device
+    try:
+        for indices in batches_by_length(texts.lengths, tokens_per_batch(device)):
+            batch = texts.batch(indices, device)
+            classifier(batch["input_ids"], batch["attention_mask"])
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def accuracy_to_keep(validation_accuracy: float, acc_threshold: float | None, acc_drop: float | None) -> float:
