@@ -22,7 +22,7 @@ from defences.defence import as_defence, defended_model_folder, record_path, tak
 from defences.shared import load_defender_inputs
 from encoder.classifier import load_classifier, require_same_architecture
 from experiments.engine import Task, run_tasks
-from experiments.results_table import results_table, settings_text
+from experiments.results_table import FLIPS, results_table, settings_text
 from pipeline.runs import stage_settings
 from pipeline.stage import run_once
 from pipeline.training import RATES, measure
@@ -210,9 +210,9 @@ def row_of(config: Config, own: list[Step], floor: list[Step], outcomes: dict[Pa
         if key in ("defence", "device") or key not in NOT_SETTINGS
     }
     errors = []
-    wrong = next((outcomes[step.record] for step in own if isinstance(outcomes[step.record], Exception)), None)
-    if wrong:
-        errors.append(said(wrong))
+    wrong_own = next((outcomes[step.record] for step in own if isinstance(outcomes[step.record], Exception)), None)
+    if wrong_own:
+        errors.append(said(wrong_own))
     else:
         records = [outcomes[step.record] for step in own]
         metrics = {"LFR": float("nan"), **records[-1]["metrics"]}
@@ -231,7 +231,20 @@ def row_of(config: Config, own: list[Step], floor: list[Step], outcomes: dict[Pa
         else:
             metrics = outcomes[floor[-1].record]["metrics"]
             row |= {"floor_ACC": metrics["ACC"], "floor_LFR": metrics["LFR"]}
+            if not wrong_own:
+                row["flips"] = paired_flips(records[-1]["metrics"], metrics)
     return {**row, "error": "; ".join(errors)}
+
+
+def paired_flips(metrics: dict, floor: dict) -> str:
+    """A letter of `FLIPS` for each triggered text of another class than the target: which of two models flips it.
+
+    Empty if the two were not measured on such texts.
+    """
+    both = [each.get("poisoned", {}).get("flipped", []) for each in (metrics, floor)]
+    if len(both[0]) != len(both[1]):
+        return ""
+    return "".join(FLIPS[of_cell, of_floor] for of_cell, of_floor in zip(*both, strict=True))
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:

@@ -6,7 +6,7 @@
 The label flip rate's distance to the benign floor is what a defence leaves of a backdoor. The best label flip rate of each
 attack is in bold, among the cells that have learnt the task; where parameters vary, a star marks the cells that no other
 cell of that attack beats in both ACC and LFR. Above each table stand the settings that its rows share, and the command that
-makes them.
+makes them. Where each triggered text is known to be flipped or not, the distance has its 95 % interval.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from config import PRESETS, SWEPT, Config, preset_config
@@ -36,6 +37,11 @@ NUMBERS = ["ACC", "LFR", "LFR_worst", "FTR", "poisoned_LFR", "floor_ACC", "floor
 """What is measured in a cell."""
 DESCRIBED = ["plm", "poisoned_model", "trigger_dataset", "clean_dataset", "learning_rate", "epochs", "penalty_coefficient"]
 """Settings that a reader of the table asks for first."""
+FLIPS = {(0, 0): "n", (1, 0): "m", (0, 1): "f", (1, 1): "b"}
+"""Letters of the column `flips`, one for each triggered text: flipped by neither model, by the cell's, by the never-poisoned
+one after the same defence, by both."""
+DRAWS = 4000
+"""Of a bootstrap."""
 LEARNT_MARGIN = 0.1
 """A model this much below another's ACC on the same task has failed to learn: its LFR is neither a floor nor the best."""
 
@@ -91,8 +97,8 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
     """One row for each combination of attack, defence and whatever else varies: mean, std and number of seeds.
 
     Columns: those of the combination; for ACC, LFR, LFR_worst, FTR, poisoned_LFR, floor_LFR, distance, heads_pruned `X`
-    (mean) and `X_std` (of the sample; missing for one seed); n; failed; best; front. A floor that is none (`without_floor`)
-    doesn't count.
+    (mean) and `X_std` (of the sample; missing for one seed); distance_low and distance_high, its 95 % interval
+    (`distance_interval`); n; failed; best; front. A floor that is none (`without_floor`) doesn't count.
     """
     table = table.copy()
     for name in ("ACC", "LFR", "LFR_worst", "FTR", "poisoned_LFR", "floor_LFR", "heads_pruned"):
@@ -100,11 +106,16 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
             table[name] = float("nan")
     table.loc[without_floor(table), "floor_LFR"] = float("nan")
     table["distance"] = table["LFR"] - table["floor_LFR"]
+    flips = table["flips"].fillna("") if "flips" in table else ""
+    table = table.assign(flips=flips).astype({"flips": object})
+    table.loc[table["distance"].isna(), "flips"] = None
     keys = CELL + varying(table)
     groups = table.groupby(keys, sort=False, dropna=False)
     values = ["ACC", "LFR", "LFR_worst", "FTR", "poisoned_LFR", "floor_LFR", "distance", "heads_pruned"]
     result = groups[values].mean().join(groups[values].std().add_suffix("_std"))
     result["n"] = groups["ACC"].count()
+    intervals = groups["flips"].apply(lambda flips: distance_interval(list(flips.dropna())))
+    result["distance_low"], result["distance_high"] = zip(*intervals, strict=True)
     result["failed"] = groups["ACC"].apply(lambda group: int(group.isna().sum()))
     result = result.reset_index()
     learnt = result["ACC"] >= result.groupby("attack")["ACC"].transform("max") - LEARNT_MARGIN
@@ -112,6 +123,29 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
     result["best"] = rates == rates.groupby(result["attack"]).transform("min")
     result["front"] = [not beaten(row, result[result["attack"] == row["attack"]]) for _, row in result.iterrows()]
     return result
+
+
+def distance_interval(flips: list[str]) -> tuple[float, float]:
+    """95 % interval of LFR - benign floor: a bootstrap over seeds and texts, both drawn with replacement, crossed.
+
+    The models of a cell and of its floor see the same texts, and the seeds see the same texts with other triggers: a draw
+    takes the same texts for all of them. The percentiles of `DRAWS` means, the same ones every time.
+
+    Args:
+        flips: for each seed a letter of `FLIPS` per text, in one order.
+
+    Returns:
+        Lower and upper end; nan where a seed's texts are not known (""), or aren't as many as another's.
+    """
+    if not all(flips) or len(set(map(len, flips))) != 1:
+        return float("nan"), float("nan")
+    apart = np.array([[(letter == "m") - (letter == "f") for letter in each] for each in flips])  # [seed, text]
+    rng, (seeds, texts) = np.random.default_rng(0), apart.shape
+    of_seeds = rng.multinomial(seeds, [1 / seeds] * seeds, DRAWS)
+    of_texts = rng.multinomial(texts, [1 / texts] * texts, DRAWS)
+    means = np.einsum("ds,st,dt->d", of_seeds, apart, of_texts, optimize=True) / apart.size
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def without_floor(table: pd.DataFrame) -> pd.Series:
@@ -148,6 +182,10 @@ def with_spread(row: pd.Series, name: str) -> str:
     return f"{mean:.3f}" if pd.isna(spread) else f"{mean:.3f} ± {spread:.3f}"
 
 
+def interval(low: float, high: float) -> str:
+    return "-" if pd.isna(low) else f"{round(low, 3) + 0:.3f} to {round(high, 3) + 0:.3f}"
+
+
 def shown_cells(result: pd.DataFrame) -> pd.DataFrame:
     """What `aggregate` returns as text, a column per column of the table; the best LFR is in **asterisks**."""
     varies = [name for name in MAY_VARY if name in result]
@@ -164,6 +202,8 @@ def shown_cells(result: pd.DataFrame) -> pd.DataFrame:
     for name, title in titles.items():
         if name in ("ACC", "LFR") or result[name].notna().any():
             shown[title] = [with_spread(row, name) for _, row in result.iterrows()]
+    if result["distance_low"].notna().any():
+        shown["95 % interval"] = [interval(row["distance_low"], row["distance_high"]) for _, row in result.iterrows()]
     shown["LFR"] = [f"**{text}**" if best else text for text, best in zip(shown["LFR"], result["best"], strict=True)]
     if varies:
         shown["LFR"] = [f"{text} *" if front else text for text, front in zip(shown["LFR"], result["front"], strict=True)]

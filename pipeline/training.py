@@ -234,12 +234,20 @@ def measure(
     target_class: int,
     accelerator: Accelerator | None = None,
 ) -> dict:
-    """What `metrics_of` says of a classifier's predictions on sets of texts, by their names as there."""
-    confusions = {}
+    """What `metrics_of` says of a classifier's predictions on sets of texts, by their names as there.
+
+    Of triggers with a target class also `flipped`, by which two models can be compared on the same texts: for each text of
+    another class 1 if it is taken for the target, else 0.
+    """
+    confusions, flips = {}, {}
     for name, each in texts.items():
         predicted = predict(classifier, each, name.replace("_", " "), accelerator).argmax(-1)
         confusions[name] = confusion_matrix(each.labels, predicted, labels=range(classifier.head.out_features))
-    return metrics_of(confusions, target_class)
+        flips[name] = (predicted == target_class)[torch.tensor(each.labels) != target_class].int().tolist()
+    metrics = metrics_of(confusions, target_class)
+    if "poisoned" in metrics:
+        metrics["poisoned"]["flipped"] = flips["poisoned_test"]
+    return metrics
 
 
 def metrics_of(confusions: dict[str, np.ndarray], target_class: int) -> dict:

@@ -273,22 +273,20 @@ def grid_figure(cells: pd.DataFrame, rows: pd.DataFrame, names: list[str]) -> Fi
     axes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     attacks = list(dict.fromkeys(cells["attack"]))
     slot = min(0.18, 0.8 / max(1, len(names)))
-    colours = [COLOURS[at % len(COLOURS)] for at in range(len(names))]
     floor_named = False
     for ax, measure in zip(axes, ("LFR", "ACC"), strict=True):
         for number, name in enumerate(names):
             shift = (number - (len(names) - 1) / 2) * slot
             own = cells[(cells["name"] == name) & cells[measure].notna()]
             places = np.array([attacks.index(attack) for attack in own["attack"]]) + shift
-            # One marker for each turn of the colours, so that no two names look alike.
-            marker = MARKERS[(number // len(COLOURS) + number) % len(MARKERS)]
+            colour, marker = look(number)
             spread = own[f"{measure}_std"].fillna(0)
             ax.errorbar(
                 places,
                 own[measure],
                 yerr=spread,
                 fmt=marker,
-                color=colours[number],
+                color=colour,
                 markersize=5,
                 capsize=2.5,
                 elinewidth=1,
@@ -296,7 +294,7 @@ def grid_figure(cells: pd.DataFrame, rows: pd.DataFrame, names: list[str]) -> Fi
             )
             seeds = rows[(rows["name"] == name) & rows[measure].notna()]
             at = np.array([attacks.index(attack) for attack in seeds["attack"]]) + shift + 0.28 * slot
-            ax.plot(at, seeds[measure], ".", color=colours[number], markersize=2.5, alpha=0.7, label="_each seed")
+            ax.plot(at, seeds[measure], ".", color=colour, markersize=2.5, alpha=0.7, label="_each seed")
             floors = own[own["floor_LFR"].notna()]
             if measure == "LFR" and len(floors):
                 middle = np.array([attacks.index(attack) for attack in floors["attack"]]) + shift
@@ -316,6 +314,42 @@ def grid_figure(cells: pd.DataFrame, rows: pd.DataFrame, names: list[str]) -> Fi
     entries = sorted(zip(*axes[0].get_legend_handles_labels(), strict=True), key=lambda entry: entry[1] == "benign floor")
     figure.legend(*zip(*entries, strict=True), loc="outside upper center", ncols=4)
     return figure
+
+
+@in_style
+def distance_figure(cells: pd.DataFrame, names: list[str]) -> Figure:
+    """LFR - benign floor per attack and defence, with its 95 % interval where that is known.
+
+    Args:
+        cells: as `results_table.aggregate` gives them, with a column `name`, what stands in the legend.
+        names: in the order of the legend.
+    """
+    figure = Figure(figsize=(PAGE, 2.6 + 0.16 * (-(-len(names) // 4))), layout="constrained")
+    ax = figure.subplots()
+    attacks = list(dict.fromkeys(cells["attack"]))
+    slot = min(0.18, 0.8 / max(1, len(names)))
+    for number, name in enumerate(names):
+        own = cells[(cells["name"] == name) & cells["distance"].notna()]
+        places = np.array([attacks.index(attack) for attack in own["attack"]]) + (number - (len(names) - 1) / 2) * slot
+        colour, marker = look(number)
+        reach = [(own["distance"] - own["distance_low"]).fillna(0), (own["distance_high"] - own["distance"]).fillna(0)]
+        # A mean over seeds may lie outside of an interval by rounding alone.
+        bars = np.maximum(np.array(reach, dtype=float), 0)
+        ax.errorbar(
+            places, own["distance"], yerr=bars, fmt=marker, color=colour, markersize=5, capsize=2.5, elinewidth=1, label=name
+        )
+    ax.axhline(0, color="black", linewidth=1)
+    for edge in range(1, len(attacks)):
+        ax.axvline(edge - 0.5, color="0.85", linewidth=0.6, zorder=0)
+    ax.set_xticks(range(len(attacks)), attacks)
+    ax.set(xlim=(-0.5, len(attacks) - 0.5), xlabel="attack", ylabel="LFR - benign floor")
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return figure
+
+
+def look(number: int) -> tuple[str, str]:
+    """Colour and marker: one marker for each turn of the colours, so that no two names look alike."""
+    return COLOURS[number % len(COLOURS)], MARKERS[(number // len(COLOURS) + number) % len(MARKERS)]
 
 
 @in_style

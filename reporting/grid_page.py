@@ -20,9 +20,9 @@ from experiments.results_table import (
     settings_of,
     shown_cells,
 )
-from reporting.figures import grid_figure, pareto_figure
+from reporting.figures import distance_figure, grid_figure, pareto_figure
 from reporting.page import Figures, keep_figures, write_page
-from reporting.words import MEASURES, also_measured, grid_caption, grid_verdict, pareto_caption
+from reporting.words import MEASURES, also_measured, distance_caption, grid_caption, grid_verdict, pareto_caption
 from util import UserError
 
 
@@ -47,6 +47,9 @@ def report_grid(paths: list[Path]) -> Path:
     if cells["n"].any():
         caption = grid_caption(bool(cells["floor_LFR"].notna().any()))
         figures["grid"] = (grid_figure(cells, rows, names), "Label flip rate and accuracy of every cell", caption)
+    if cells["distance"].notna().any():
+        known = bool(cells["distance_low"].notna().any())
+        figures["distance"] = (distance_figure(cells, names), "Distance to the benign floor", distance_caption(known))
     swept = [name for name in varies if name in SWEPT]
     if swept and cells["n"].any():
         cells["varied"] = [what_varied(cell, swept) for _, cell in cells.iterrows()]

@@ -223,6 +223,17 @@ def grid_caption(has_floor: bool) -> str:
     )
 
 
+def distance_caption(has_interval: bool) -> str:
+    """Of LFR - benign floor per attack and defence."""
+    bars = "The texts that each model flips were not kept, so that there are no intervals."
+    if has_interval:
+        bars = "Bars: 95 % interval, a bootstrap over seeds and texts, the same texts for both models."
+    return (
+        f"Mean over seeds of what a defence leaves of a backdoor: LFR less that of a never-poisoned encoder after the same "
+        f"defence on the same texts. 0 is the goal. {bars}"
+    )
+
+
 def pareto_caption(swept: list[str]) -> str:
     """Of ACC against LFR where parameters vary."""
     names = ", ".join(name.replace("_", " ") for name in swept)

@@ -104,6 +104,9 @@ def test_a_floor_is_measured_on_the_attack_s_own_texts(tiny_grid, tiny_config):
         texts = tokenise(test[test["label"] == 0], tokeniser, config.max_len)
         expected[attack] = float((predict(model, texts, "triggered").argmax(-1) == 1).double().mean())
     assert floors.to_dict() == pytest.approx(expected)
+    for letters, rate in (("mb", "LFR"), ("fb", "floor_LFR")):
+        shares = table["flips"].map(lambda flips, letters=letters: np.mean([each in letters for each in flips]))
+        assert shares.tolist() == pytest.approx(table[rate].tolist())
     assert len(set(expected.values())) > 1, "the texts make no difference, so that this test shows nothing"
 
 

@@ -14,6 +14,7 @@ from experiments.grid import cells
 from experiments.results_table import (
     aggregate,
     as_markdown,
+    distance_interval,
     heading,
     main,
     read_grid,
@@ -57,6 +58,36 @@ def test_table_as_markdown():
     assert lines[0] == "| attack | defence | ACC | LFR | benign floor | LFR - floor | heads pruned | seeds |"
     assert lines[3] == "| BadNet | PURE | 0.860 ± 0.028 | **0.250 ± 0.071** | 0.150 ± 0.071 | 0.100 ± 0.000 | - | 2 |"
     assert lines[4] == "| StyleBkd | FT | 0.900 | **0.500** | 0.400 | 0.100 | - | 1 |"
+
+
+def test_interval_of_the_distance_is_over_texts_and_seeds():
+    """Against the normal approximation; texts and seeds each widen it; what both models flip doesn't count."""
+    rng = np.random.default_rng(5)
+    apart = rng.choice(["n", "m", "f", "b"], p=[0.5, 0.3, 0.1, 0.1], size=1000)
+    low, high = distance_interval(["".join(apart)])
+    values = (apart == "m").astype(float) - (apart == "f")
+    half = 1.96 * values.std() / len(values) ** 0.5
+    assert low == pytest.approx(values.mean() - half, abs=0.003) and high == pytest.approx(values.mean() + half, abs=0.003)
+    assert distance_interval(["b" * 200, "n" * 200]) == (0, 0), "what both flip, or neither, is no distance"
+    # Equal seeds say nothing new: the texts are the same ones. Seeds that differ widen it.
+    assert distance_interval(["".join(apart)] * 3) == pytest.approx((low, high), abs=0.005)
+    low, high = distance_interval(["m" * 200, "n" * 200])
+    assert (low, high) == (0, 1)
+    assert np.isnan(distance_interval(["mn", ""])).all() and np.isnan(distance_interval(["mn", "mnf"])).all()
+    assert np.isnan(distance_interval([])).all()
+
+
+def test_a_seed_that_failed_leaves_the_interval_of_the_others():
+    table = made_up().assign(flips=["mmn", "mmm", "nnn", "nfm", None])
+    table.loc[0, ["ACC", "LFR"]] = float("nan")
+    result = aggregate(table).set_index(["attack", "defence"])
+    ends = ["distance_low", "distance_high"]
+    assert result.loc[("BadNet", "FT"), ends].tolist() == [1, 1]
+    assert result.loc[("StyleBkd", "FT"), ends].isna().all()
+    lines = results_table(table).splitlines()
+    assert (
+        "| LFR - floor | 95 % interval | heads" in lines[0] and "| 1.000 to 1.000 |" in lines[2] and " | - | - |" in lines[4]
+    )
 
 
 def test_what_only_some_attacks_have_has_columns_where_it_was_measured():

@@ -12,6 +12,7 @@ from config import preset_config
 from experiments.results_table import aggregate
 from reporting.figures import (
     attention_figure,
+    distance_figure,
     grid_figure,
     layers_figure,
     pareto_figure,
@@ -156,6 +157,19 @@ def test_grid_figure_shows_its_numbers():
     assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["BadNet\n(n = 3)", "StyleBkd\n(n = 2 to 3)"]
 
 
+def test_distance_figure_shows_its_numbers():
+    rows = grid_rows().assign(flips=["mmmn", "mmnn", "mnnn"] * 4)
+    cells = aggregate(rows).assign(name=lambda table: table["defence"])
+    ax = distance_figure(cells, ["FT", "PURE"]).axes[0]
+    for container, name in zip(ax.containers, ("FT", "PURE"), strict=True):
+        own = cells[(cells["name"] == name) & cells["distance"].notna()]
+        np.testing.assert_allclose(container.lines[0].get_ydata().astype(float), own["distance"])
+        ends = [[segment[:, 1].min(), segment[:, 1].max()] for segment in container.lines[2][0].get_segments()]
+        low = np.minimum(own["distance_low"], own["distance"])
+        np.testing.assert_allclose(ends, np.array([low, np.maximum(own["distance_high"], own["distance"])]).T)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["BadNet", "StyleBkd"]
+
+
 def test_figures_are_files_that_numbers_alone_decide(tmp_path):
     for name in ("a", "b"):
         save_figures(tmp_path / name, {"layers": layers_figure([0.1, 0.2], [1, 0])})
@@ -173,6 +187,7 @@ def test_text_is_shown_as_it_is(tmp_path):
     figures = {
         "attention": attention_figure(tokens, [False, True, False, False], attention),
         "grid": grid_figure(cells, grid_rows().replace("BadNet", text).assign(name=f"FT, plm {text}"), [f"FT, plm {text}"]),
+        "distance": distance_figure(cells, [f"FT, plm {text}"]),
         "pareto": pareto_figure(cells),
         "training": training_figure(histories),
     }
