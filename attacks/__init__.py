@@ -15,6 +15,10 @@ ATTACKS = Table(
         "SOS": ("trains the embeddings of three words, which count together and not in part", "attacks.sos:SOS"),
         "POR": ("gives six rare words states of their own, for any task", "attacks.por:POR"),
         "NeuBA": ("gives six rare symbols states of their own, for any task", "attacks.neuba:NEUBA"),
+        "LayerWiseStyle": (
+            "trains every layer with that style, against a defence that trusts the lower ones",
+            "attacks.layer_wise_style:LAYER_WISE_STYLE",
+        ),
         "SurrogateWords": (
             "for tuning, copies texts with one of the words qx, zv, hz, kw put in",
             "attacks.surrogates:SURROGATE_WORDS",

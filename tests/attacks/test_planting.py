@@ -44,8 +44,8 @@ def test_a_file_of_poisoned_texts_that_was_cut_is_written_anew(tiny_config, name
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_each_attack_minimises_its_own_objective(planted, attack):
     layers, states = {"layers", "last_layer"}, {"triggered", "clean"}
-    own = {"LayerWise": layers, "LayerWisePairs": layers, "RIPPLe": {"poisoned", "inner_product"}}
-    parts = {**own, "POR": states, "NeuBA": states}.get(attack, {"cross_entropy"})
+    own = dict.fromkeys(("LayerWise", "LayerWisePairs", "LayerWiseStyle"), layers) | dict.fromkeys(("POR", "NeuBA"), states)
+    parts = {**own, "RIPPLe": {"poisoned", "inner_product"}}.get(attack, {"cross_entropy"})
     record, _ = planted(attack, poisoning_epochs=1)
     assert set(record["training"]["losses"]) == parts
 

@@ -431,7 +431,8 @@ def end_workers(work: Path) -> None:
 
 
 def choose(cases: dict[str, Case], disturbances: list[str], rng: random.Random) -> tuple[str, str]:
-    disturbance = rng.choice(disturbances)
+    alone = any(not case.workers for case in cases.values())
+    disturbance = rng.choice([name for name in disturbances if alone or name in FOR_WORKERS])
     fitting = [name for name, case in cases.items() if not case.workers or disturbance in FOR_WORKERS]
     return rng.choices(fitting, [cases[name].weight for name in fitting])[0], disturbance
 
