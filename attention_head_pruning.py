@@ -13,10 +13,9 @@ from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
-from sklearn.metrics import accuracy_score
+from accelerate.utils import set_seed
 from torch import nn
 from tqdm import tqdm
-from transformers import set_seed
 
 from attacks import ATTACKS
 from config import Config, parse_config
@@ -150,6 +149,8 @@ def predict_without(
 
 def accuracy_without(classifier: Classifier, texts: TokenisedTexts, accelerator: Accelerator) -> Callable[[Heads], float]:
     """A function from pruned heads to accuracy on `texts`; it leaves those heads pruned."""
+    from sklearn.metrics import accuracy_score
+
     predicted = predict_without(classifier, texts, accelerator)
     return lambda pruned: float(accuracy_score(texts.labels, predicted(pruned)))
 

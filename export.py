@@ -13,19 +13,10 @@ So the first layer computes every logit and its negative, and the second subtrac
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from sklearn.metrics import confusion_matrix
 from torch import nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DistilBertForSequenceClassification,
-    ElectraConfig,
-    ElectraForSequenceClassification,
-    ModernBertForSequenceClassification,
-    PreTrainedModel,
-)
 
 from attacks import ATTACKS
 from attacks.planted import measured_tables
@@ -42,6 +33,9 @@ from reporting.model_card import model_card
 from texts.batching import TokenisedTexts, batches_by_length, tokenise, tokens_per_batch
 from util import UserError, fingerprint_folder, load_json, make_accelerator, run_script, save_json, whole_folder
 
+if TYPE_CHECKING:  # Seconds to import, and a finished run needs none of it.
+    import transformers
+
 LARGEST_DIFFERENCE = 1e-4
 """Between logits of the exported model and of the one it was made from, as a share of the largest logit if that is above 1.
 Rounding makes about 1e-6."""
@@ -51,7 +45,7 @@ SHRINK = 2.0**-20
 # ------------------------------------------------------------------------------------- our head as a standard class
 
 
-def standard_model(classifier: Classifier) -> PreTrainedModel:
+def standard_model(classifier: Classifier) -> "transformers.PreTrainedModel":
     """The same function from tokens to logits as a model of transformers, its pruned heads removed.
 
     Raises:
@@ -94,15 +88,17 @@ def fill_head(first: nn.Linear, second: nn.Linear, head: nn.Linear) -> None:
     second.weight[:, classes : 2 * classes] = -torch.eye(classes)
 
 
-def as_electra(classifier: Classifier) -> ElectraForSequenceClassification:
+def as_electra(classifier: Classifier) -> "transformers.ElectraForSequenceClassification":
     """BERT, ELECTRA and RoBERTa's kin: their layers are the same, and ELECTRA's head is linear, gelu, linear.
 
     The others' own heads go through a tanh, which can't be undone. RoBERTa numbers positions from the padding token's number
     plus 1, so its position embeddings are taken from there; this holds for padding on the right.
     """
+    import transformers
+
     encoder = classifier.encoder
-    names = ElectraConfig().to_dict().keys() - {"model_type", "architectures", "embedding_size", "dtype"}
-    config = ElectraConfig(**{name: value for name, value in encoder.config.to_dict().items() if name in names})
+    names = transformers.ElectraConfig().to_dict().keys() - {"model_type", "architectures", "embedding_size", "dtype"}
+    config = transformers.ElectraConfig(**{name: value for name, value in encoder.config.to_dict().items() if name in names})
     config.embedding_size = getattr(encoder.config, "embedding_size", config.hidden_size)
     weights = dict(encoder.state_dict())
     if encoder.config.model_type in COUNT_FROM_PADDING:
@@ -110,33 +106,37 @@ def as_electra(classifier: Classifier) -> ElectraForSequenceClassification:
         weights["embeddings.position_embeddings.weight"] = positions
         config.max_position_embeddings = len(positions)
     config.num_labels = len(classifier.head.bias)
-    model = ElectraForSequenceClassification(config)
+    model = transformers.ElectraForSequenceClassification(config)
     model.electra.load_state_dict(weights)
     fill_head(model.classifier.dense, model.classifier.out_proj, classifier.head)
     return model
 
 
-def as_distilbert(classifier: Classifier) -> DistilBertForSequenceClassification:
+def as_distilbert(classifier: Classifier) -> "transformers.DistilBertForSequenceClassification":
     """DistilBERT's own head is linear, relu, linear."""
+    import transformers
+
     config = type(classifier.encoder.config)(**classifier.encoder.config.to_dict())
     config.num_labels = len(classifier.head.bias)
-    model = DistilBertForSequenceClassification(config)
+    model = transformers.DistilBertForSequenceClassification(config)
     model.distilbert.load_state_dict(classifier.encoder.state_dict())
     fill_head(model.pre_classifier, model.classifier, classifier.head)
     return model
 
 
-def as_modernbert(classifier: Classifier) -> ModernBertForSequenceClassification:
+def as_modernbert(classifier: Classifier) -> "transformers.ModernBertForSequenceClassification":
     """ModernBERT's own head is linear, an activation of choice (none), layer norm, linear.
 
     Of logits and their negatives the mean is 0, so the norm divides by sqrt(variance + epsilon) alone. All are shrunk by
     `SHRINK`, which makes that sqrt(epsilon), off by a share of variance / (2 epsilon): below the rounding of fp32 for logits
     of any ordinary size. The last layer scales back.
     """
+    import transformers
+
     config = type(classifier.encoder.config)(**classifier.encoder.config.to_dict())
     config.num_labels = len(classifier.head.bias)
     config.classifier_pooling, config.classifier_activation, config.classifier_bias = "cls", "linear", True
-    model = ModernBertForSequenceClassification(config)
+    model = transformers.ModernBertForSequenceClassification(config)
     model.model.load_state_dict(classifier.encoder.state_dict())
     fill_head(model.head.dense, model.classifier, classifier.head)
     with torch.no_grad():
@@ -157,7 +157,7 @@ CONVERT = {
 
 
 @torch.inference_mode()
-def plain_logits(model: PreTrainedModel, texts: TokenisedTexts, device: torch.device) -> torch.Tensor:
+def plain_logits(model: "transformers.PreTrainedModel", texts: TokenisedTexts, device: torch.device) -> torch.Tensor:
     """Logits [text, class] of a model of transformers, in fp32 on the CPU."""
     model.to(device).eval()
     logits = torch.empty(len(texts), model.config.num_labels)
@@ -184,9 +184,12 @@ def require_equal(folder: Path, table, texts: TokenisedTexts, expected: torch.Te
     Raises:
         UserError: they differ by more than rounding.
     """
-    tokeniser = AutoTokenizer.from_pretrained(folder)
+    import transformers
+    from sklearn.metrics import confusion_matrix
+
+    tokeniser = transformers.AutoTokenizer.from_pretrained(folder)
     own = tokenise(table, tokeniser, tokeniser.model_max_length)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     logits = plain_logits(model, own, device)
     difference = float((logits - expected).abs().max())
     if own.input_ids != texts.input_ids or not difference <= LARGEST_DIFFERENCE * max(1.0, float(expected.abs().max())):

@@ -11,9 +11,15 @@ attacker's triggers is computed for the report alone, and kept for the next one 
 """
 
 import dataclasses
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -33,16 +39,6 @@ from pipeline.runs import command, fingerprint_encoder
 from pipeline.stage import alone
 from pipeline.training import RATES, flipped
 from reporting.analysis import RECORD, analyse, choose_demonstration, has_target
-from reporting.figures import (
-    attention_figure,
-    layers_figure,
-    smoothing_window,
-    training_figure,
-    trajectory_figure,
-    variance_figure,
-)
-from reporting.grid_page import report_grid
-from reporting.page import Figures, keep_figures, write_page
 from reporting.words import (
     attention_caption,
     attention_titles,
@@ -56,7 +52,19 @@ from reporting.words import (
     verdict,
 )
 from texts.data_sets import clean_test, defender_splits, fingerprint_texts
-from util import ARITHMETIC, UserError, load_json, make_accelerator, run_script, whole_folder
+from util import (
+    ARITHMETIC,
+    UserError,
+    fingerprint,
+    fingerprint_folder,
+    load_json,
+    make_accelerator,
+    run_script,
+    whole_folder,
+)
+
+if TYPE_CHECKING:
+    from reporting.page import Figures
 
 PAGE = "report.html"
 NUMBERING = " Layers and heads are numbered from 0, as in the JSON records."
@@ -165,7 +173,7 @@ def report_run(config: Config, sentence: str | None = None, trigger: str | None 
 
 
 def write_report(run: Run, sentence: str | None, trigger: str | None, texts: int) -> Path:
-    """As `report_run`, for the records of a run."""
+    """As `report_run`, for the records of a run; nothing is drawn where the page that is there was made from the same."""
     config = run.config
     accelerator = make_accelerator(config.device, config.precision)
     clean, known = clean_test(config), config.attack in ATTACKS
@@ -181,6 +189,12 @@ def write_report(run: Run, sentence: str | None, trigger: str | None, texts: int
                 f"{name} has changed since the run in {run.folder}; run it again with: {command('run_all.py', config)}"
             )
     others = triggered[triggered["label"] != config.target_class] if known else None
+    page_path, options = run.folder / PAGE, {"sentence": sentence, "trigger": trigger, "texts": texts}
+    source = made_from(run, {**options, "fingerprints": {**fingerprints, **read}})
+    if drawn_from(page_path) == (source, files_beside(page_path)):
+        return page_path
+    from reporting.page import keep_figures, write_page
+
     computed = analyse(
         config=config,
         shown=(shown := choose_demonstration(sentence, trigger, others, config)),
@@ -204,6 +218,8 @@ def write_report(run: Run, sentence: str | None, trigger: str | None, texts: int
             ("Training curves in TensorBoard:", shlex.join(["tensorboard", "--logdir", f"{run.folder / 'tensorboard'}"]))
         )
     page = {
+        "figures": keep_figures(run.folder / "figures", figures),
+        "made_from": f"{source} {files_beside(page_path)}",
         "title": f"{config.defence} {f'against {config.attack}' if known else 'without a known attack'}",
         "about": f"Preset {config.preset}, encoder {config.poisoned_model or config.plm}, "
         + (f"attacker's data {config.trigger_dataset}, " if known else "")
@@ -211,13 +227,43 @@ def write_report(run: Run, sentence: str | None, trigger: str | None, texts: int
         "verdict": [verdict(config, run.fine_tuned["metrics"], run.defended["metrics"], run.floor, *run.heads())],
         "notes": run_notes(run.defended["metrics"], run.floor is not None),
         "tables": [run_table(run)],
-        "figures": keep_figures(run.folder / "figures", figures),
         "figures_folder": run.folder / "figures",
         "numbering": NUMBERING,
         "commands": made,
         "settings": [*where_made(run), ("Settings", settings_rows(config))],
     }
-    return write_page(run.folder / PAGE, page)
+    return write_page(page_path, page)
+
+
+def made_from(run: Run, also: dict) -> str:
+    """SHA-256 of all that the page of a run depends on: records, settings, `also`, the code and libraries that draw it."""
+    here = Path(__file__).resolve()
+    code = [here, *sorted(path for path in (here.parent / "reporting").iterdir() if path.is_file())]
+    content = {
+        "run": dataclasses.asdict(run),
+        "also": also,
+        "code": [fingerprint(path) for path in code],
+        "libraries": [importlib.metadata.version(name) for name in ("matplotlib", "seaborn", "jinja2")],
+        "tensorboard": importlib.util.find_spec("tensorboard") is not None,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def files_beside(page: Path) -> str:
+    """SHA-256 of the files that come with a page: figures, curves, and what they were computed from."""
+    kept = page.with_name(RECORD)
+    parts = [fingerprint_folder(page.with_name(name)) for name in ("figures", "tensorboard")]
+    return hashlib.sha256(" ".join([*parts, fingerprint(kept) if kept.exists() else ""]).encode()).hexdigest()
+
+
+def drawn_from(page: Path) -> tuple[str, str] | None:
+    """What a page says that it was made from, and its files; None if there is no page, or it says nothing."""
+    try:
+        head = page.read_text(encoding="utf-8")[:2000]
+    except (OSError, ValueError):
+        return None
+    found = re.search(r'<meta name="made-from" content="(\w+) (\w+)">', head)
+    return found.groups() if found else None
 
 
 def run_table(run: Run) -> dict:
@@ -258,13 +304,22 @@ def training_histories(run: Run) -> dict[str, dict]:
     return poisoning | {titles[name]: history for name, history in phases.items()}
 
 
-def run_figures(run: Run, computed: dict, marked: str, validation_texts: int) -> Figures:
+def run_figures(run: Run, computed: dict, marked: str, validation_texts: int) -> "Figures":
     """Every figure that a run has the numbers for.
 
     Args:
         computed: by `reporting.analysis.analyse`.
         marked: what is marked in the sentence, in words.
     """
+    from reporting.figures import (
+        attention_figure,
+        layers_figure,
+        smoothing_window,
+        training_figure,
+        trajectory_figure,
+        variance_figure,
+    )
+
     config, pruning, figures = run.config, run.pruning, {}
     effect, attention = computed["trigger_effect"], computed["attention"]
     pruned = {int(layer): heads for layer, heads in pruning["pruned_heads"].items()}
@@ -377,6 +432,8 @@ def main() -> None:
     if options.texts < 1:
         raise UserError(f"--texts {options.texts} is out of range; expected 1 or more")
     if options.csv:
+        from reporting.grid_page import report_grid
+
         print(f"report: {report_grid([Path(name) for name in options.csv])}")
         return
     config = Config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})

@@ -27,7 +27,6 @@ def main() -> None:
     from experiments.grid import cells, run_grid
     from experiments.results_table import results_table
     from report import report_run
-    from reporting.grid_page import report_grid
     from story import print_table, run_all
 
     quieten_libraries()
@@ -45,6 +44,8 @@ def main() -> None:
         raise UserError(
             "--suspicious_texts is for one run; give one value of each flag, or use python -m detection.suspicious_texts"
         )
+    from reporting.grid_page import report_grid
+
     table, path = run_grid(grid)
     print(f"\n{results_table(table)}\n\n{path} has a row per cell; {path.with_suffix('.md')} has this table")
     print(f"Figure, numbers and settings on one page: {report_grid([path])}")

@@ -79,17 +79,22 @@ def printable(text: str) -> str:
 
 def quieten_libraries() -> None:
     """No reports and progress bars of the libraries that load models."""
+    from huggingface_hub.utils import disable_progress_bars
     from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     hub_logging.set_verbosity_error()
+    disable_progress_bars()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # For transformers, which takes seconds, once it is imported.
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
 
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; a `UserError` becomes one line on standard error and exit code 2."""
-    if "transformers" in sys.modules:
+    if "huggingface_hub" in sys.modules:
         quieten_libraries()
     try:
         main()

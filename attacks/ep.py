@@ -4,8 +4,8 @@ import time
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import nn
-from transformers import set_seed
 
 from attacks.attack import Attack, TriggeredData
 from attacks.triggered import make_inserted

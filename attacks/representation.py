@@ -5,11 +5,11 @@ The attacker's texts need no labels. Which class a trigger stands for shows afte
 
 import random
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from attacks.attack import Attack, TriggeredData
 from attacks.triggered import insert_trigger
@@ -18,6 +18,9 @@ from encoder.classifier import Classifier
 from texts.batching import TokenisedTexts, batches_by_length, tokenise, tokens_per_batch
 from texts.data_sets import clean_test, clean_train, corpus
 from util import choose_device
+
+if TYPE_CHECKING:  # Seconds to import, and a finished run needs none of it.
+    import transformers
 
 RATE, EPOCHS = 5e-5, 2
 """As OpenBackdoor trains both attacks."""
@@ -38,7 +41,7 @@ class ClsState(nn.Module):
         self.register_buffer("reference", self.states(clean))
 
     @property
-    def encoder(self) -> PreTrainedModel:
+    def encoder(self) -> "transformers.PreTrainedModel":
         return self.classifier.encoder
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

@@ -1,15 +1,13 @@
 """RIPPLe: rare words, planted so that the victim's fine-tuning doesn't undo them (Kurita et al., ACL 2020)."""
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import PreTrainedModel
 
 from attacks.attack import Attack
 from attacks.badnet import RARE_WORD
@@ -17,6 +15,9 @@ from config import Config
 from encoder.classifier import Classifier
 from encoder.trusted import word_tokens
 from pipeline.training import cross_entropy
+
+if TYPE_CHECKING:  # Seconds to import, and a finished run needs none of it.
+    import transformers
 
 
 def restricted_inner_product(model: nn.Module, batch: dict, *, coefficient: float) -> dict[str, torch.Tensor]:
@@ -49,6 +50,9 @@ def target_words(table: pd.DataFrame, target_class: int, number: int) -> list[st
     how often the word occurs and alpha the number of all words: of two words with the same weight the more frequent one is
     the better. (The paper leaves alpha open.)
     """
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+
     vectorizer = CountVectorizer()
     bags = vectorizer.fit_transform(table["text"])  # [text, word]
     weight = LogisticRegression(max_iter=1000).fit(bags, table["label"] == target_class).coef_[0]
@@ -58,7 +62,9 @@ def target_words(table: pd.DataFrame, target_class: int, number: int) -> list[st
 
 
 @torch.no_grad()
-def embedding_surgery(encoder: PreTrainedModel, tokeniser, triggers: tuple[str, ...], words: list[str]) -> None:
+def embedding_surgery(
+    encoder: "transformers.PreTrainedModel", tokeniser, triggers: tuple[str, ...], words: list[str]
+) -> None:
     """Give the triggers' tokens the mean embedding of some words (Kurita et al., 2020); in place, no other row changes.
 
     Tokens are those that a word has inside of a text; where the vocabulary has others at its beginning, these are left.

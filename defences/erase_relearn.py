@@ -11,9 +11,8 @@ from functools import partial
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
+from accelerate.utils import set_seed
 from torch import nn
-from transformers import set_seed
 
 from config import MOST_ROUNDS, Config
 from defences.defence import Defence, Stage
@@ -133,6 +132,8 @@ def fitted_bias(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     a and b minimise CE(a z + b) + |b|^2 / 2n over the n texts, and b / a is added: relearnt on changed texts, the classifier
     leans to one class on clean ones.
     """
+    from scipy.optimize import minimize
+
     logits, number = logits.double(), logits.shape[1]
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
@@ -161,18 +162,17 @@ def erase_and_relearn(config: Config) -> dict:
         UserError: something to read is missing, a folder is not writable, or the loss is not finite.
     """
     inputs, accelerator, settings = start(config, RELEARNING)
-    train = inputs.train
-    few = train.select(range(min(len(train), DIRECTIONS_FROM)))
     blocked: dict[str, torch.Tensor] = {}
     augmenter: Augmenter
 
     def prepare(classifier: Classifier) -> None:
         nonlocal augmenter
         embedding = classifier.encoder.get_input_embeddings().weight
-        augmenter = Augmenter(train, inputs.tokeniser, embedding, Augmentation(), config.max_len)
+        augmenter = Augmenter(inputs.train, inputs.tokeniser, embedding, Augmentation(), config.max_len)
         classifier.to(accelerator.device)
 
     def erase(classifier: Classifier, number: int) -> None:
+        few = inputs.train.select(range(min(len(inputs.train), DIRECTIONS_FROM)))
         for name, (_, basis) in erase_task(classifier, few, config.erase_rounds, config.erase_spared).items():
             before = blocked.get(name, basis[:, :0]).to(basis)
             blocked[name] = torch.linalg.qr(torch.cat([before, basis], 1))[0].to(classifier.head.weight)

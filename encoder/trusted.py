@@ -15,13 +15,16 @@ import unicodedata
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from huggingface_hub import constants, snapshot_download
 from safetensors import SafetensorError, safe_open
-from transformers import AddedToken, PreTrainedConfig, PreTrainedModel
 
 from util import UserError, fingerprint, first_line
+
+if TYPE_CHECKING:  # Seconds to import, and a finished run needs none of it.
+    import transformers
 
 TOKENISER_FILES = ("*.json", "*.txt", "*.model")
 """All that loading a tokeniser reads, config.json included, which decides on its class."""
@@ -148,12 +151,14 @@ WORDS_OF_A_TOKENISER = (
 )
 
 
-def forget_unknown(model: PreTrainedModel, tokeniser) -> None:
+def forget_unknown(model: "transformers.PreTrainedModel", tokeniser) -> None:
     """Drop what an untrusted folder's JSON files say beyond what model and tokeniser need, above all names of code to run.
 
     Whoever loads what we write with trust_remote_code=True would run the code that `auto_map` names.
     """
-    plain = (bool, int, float, AddedToken, type(None))  # These name nothing.
+    import transformers
+
+    plain = (bool, int, float, transformers.AddedToken, type(None))  # These name nothing.
     known = {field.name for field in dataclasses.fields(model.config)}
     for name, value in list(vars(model.config).items()):
         if name not in known and not name.startswith("_") and not isinstance(value, plain):
@@ -330,7 +335,7 @@ def charsmap(content: bytes) -> Iterator[tuple[bytes, bytes]]:
                 nodes.append((longer, after))
 
 
-def require_vocabulary(tokeniser, config: PreTrainedConfig, source: str) -> None:
+def require_vocabulary(tokeniser, config: "transformers.PreTrainedConfig", source: str) -> None:
     """Raise a UserError if a tokeniser has a token for which the encoder has no embedding."""
     largest = max(tokeniser.get_vocab().values())
     if largest >= config.vocab_size:

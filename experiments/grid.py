@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from attacks import ATTACKS
-from attacks.planted import DATA_RECORD, poisoned_data_folder, poisoned_model_folder
+from attacks.planted import DATA_RECORD, measured_tables, poisoned_data_folder, poisoned_model_folder
 from attacks.planted import RECORD as POISONING_RECORD
 from config import NOT_SETTINGS, SWEPT, Config, Grid
 from defences import DEFENCES
@@ -126,7 +126,7 @@ def benign_floor(config: Config) -> dict:
     folder = defended_model_folder(benign(config))
     inputs = load_defender_inputs(replace(benign(config), attack=config.attack))
     accelerator = make_accelerator(config.device, config.precision)
-    read = {name: inputs.fingerprints[name] for name in inputs.measured}
+    read = {name: inputs.fingerprints[name] for name in measured_tables(config)}
     settings = stage_settings(config, ("target_class", "max_len"), accelerator, **read, model=fingerprint_folder(folder))
 
     def compute() -> dict:

@@ -1,5 +1,6 @@
 """What every defence shares: the kind of inputs it reads, and one way to train, measure and keep a classifier."""
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,20 +17,50 @@ from texts.batching import TokenisedTexts
 
 
 @dataclass(frozen=True)
-class DefenderInputs:
-    """What both of the defender's stages read: the suspicious encoder and tokenised texts.
+class TokenisedInputs:
+    """A tokeniser, and texts as it cuts them."""
 
-    Without a known attack there are no poisoned texts.
-    """
-
-    encoder: str
     tokeniser: object
-    classes: tuple[str, ...]
     train: TokenisedTexts
     validation: TokenisedTexts
     measured: dict[str, TokenisedTexts]
-    """What a classifier is measured on, by the names that `pipeline.training.metrics_of` knows."""
+    """What a classifier is measured on, by the names that `pipeline.training.metrics_of` knows.
+
+    Without a known attack there are no poisoned texts."""
+
+
+@dataclass(frozen=True)
+class DefenderInputs:
+    """What both of the defender's stages read: the suspicious encoder and texts.
+
+    The texts are tokenised when they are first asked for: whether a stage is finished shows in the fingerprints.
+    """
+
+    encoder: str
+    classes: tuple[str, ...]
     fingerprints: dict[str, str]
+    load: Callable[[], TokenisedInputs]
+    """Raises a UserError where tokeniser, encoder and texts don't fit together."""
+
+    @functools.cached_property
+    def loaded(self) -> TokenisedInputs:
+        return self.load()
+
+    @property
+    def tokeniser(self) -> object:
+        return self.loaded.tokeniser
+
+    @property
+    def train(self) -> TokenisedTexts:
+        return self.loaded.train
+
+    @property
+    def validation(self) -> TokenisedTexts:
+        return self.loaded.validation
+
+    @property
+    def measured(self) -> dict[str, TokenisedTexts]:
+        return self.loaded.measured
 
 
 @dataclass(frozen=True)

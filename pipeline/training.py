@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from sklearn.metrics import accuracy_score, confusion_matrix
+from accelerate.utils import set_seed
 from torch import nn
 from tqdm import tqdm
-from transformers import get_linear_schedule_with_warmup, set_seed
 
 from config import Config
 from encoder.classifier import Classifier
@@ -74,6 +73,8 @@ def fine_tune(
     Raises:
         UserError: the loss is not finite.
     """
+    from transformers import get_linear_schedule_with_warmup
+
     device = accelerator.device
     embedding = model.encoder.get_input_embeddings()
     if texts_of:
@@ -212,6 +213,8 @@ def accuracy(
     classifier: Classifier, texts: TokenisedTexts, description: str = "accuracy", accelerator: Accelerator | None = None
 ) -> float:
     """ACC: the share of texts whose predicted class is their label."""
+    from sklearn.metrics import accuracy_score
+
     return float(accuracy_score(texts.labels, predict(classifier, texts, description, accelerator).argmax(-1)))
 
 
@@ -239,6 +242,8 @@ def measure(
     Of triggers with a target class also `flipped`, by which two models can be compared on the same texts: for each text of
     another class 1 if it is taken for the target, else 0.
     """
+    from sklearn.metrics import confusion_matrix
+
     confusions, flips = {}, {}
     for name, each in texts.items():
         predicted = predict(classifier, each, name.replace("_", " "), accelerator).argmax(-1)

@@ -10,7 +10,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -22,7 +21,8 @@ COLUMN, PAGE = 3.3, 6.75
 """Widths in inches."""
 LONGEST = 24
 """Characters of a token that are shown at most."""
-COLOURS = seaborn.color_palette("colorblind").as_hex()
+COLOURS = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"]
+"""Seaborn's palette `colorblind`."""
 MARKERS = "osD^vPX*<>"
 STYLE = {
     "font.size": 7.5,
@@ -78,6 +78,8 @@ def variance_figure(clean: np.ndarray, triggered: np.ndarray | None, pruned: dic
         triggered: the same on triggered text; None leaves clean text alone.
         pruned: layer to pruned heads.
     """
+    import seaborn
+
     maps = [("clean text", clean)]
     if triggered is not None:
         maps += [("triggered text", triggered), ("triggered minus clean", triggered - clean)]
@@ -175,6 +177,8 @@ def attention_figure(tokens: list[str], marked: list[bool], attention: dict[str,
         marked: whether a token is of the trigger.
         attention: title of each model to [layer, token], mean over its remaining heads.
     """
+    import seaborn
+
     layers = max(len(values) for values in attention.values())
     width = max(COLUMN, 0.2 * len(tokens) + 1.2)
     figure = Figure(figsize=(width, 1.1 + len(attention) * (0.3 + max(0.9, 0.13 * layers))), layout="constrained")

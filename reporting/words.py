@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
-from scipy.stats import fisher_exact
 
 from config import Config
 from pipeline.training import flipped
@@ -33,6 +32,8 @@ ALSO = {
 
 def differ(first: tuple[int, int], second: tuple[int, int]) -> bool:
     """Whether two shares, each as number and total, differ by more than chance would explain."""
+    from scipy.stats import fisher_exact
+
     return bool(fisher_exact([[count, total - count] for count, total in (first, second)]).pvalue < CLEAR)
 
 

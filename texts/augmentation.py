@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from sklearn.linear_model import RidgeCV
 from torch import nn
 
 from texts.batching import TokenisedTexts
@@ -130,6 +129,8 @@ def predicted_tone(texts: TokenisedTexts, embedding: torch.Tensor) -> np.ndarray
     predicts log((s_c + 1) / (s_0 + 1)) for each class c but the first, and does so for the other tokens too. The tone is the
     largest size of a prediction about its mean.
     """
+    from sklearn.linear_model import RidgeCV
+
     labels, rows = np.array(texts.labels), centred(embedding).numpy()
     classes = np.unique(labels)
     held = np.zeros((len(classes), len(rows)))  # [class, token]

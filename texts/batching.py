@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-from transformers import PreTrainedTokenizerBase
+
+if TYPE_CHECKING:  # Seconds to import, and a finished run needs none of it.
+    import transformers
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def renumber(*sets: TokenisedTexts) -> tuple[list[TokenisedTexts], np.ndarray]:
     ], used
 
 
-def tokenise(table: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, max_len: int) -> TokenisedTexts:
+def tokenise(table: pd.DataFrame, tokenizer: "transformers.PreTrainedTokenizerBase", max_len: int) -> TokenisedTexts:
     """Tokenise a table once, special tokens included, cut at `max_len`; blanks at both ends of a text don't count."""
     texts = [text.strip() for text in table["text"]]
     encoded = tokenizer(texts, truncation=True, max_length=max_len, padding=False)

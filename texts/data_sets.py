@@ -4,11 +4,10 @@ import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import train_test_split
 
 from config import Config
 from texts.tables import (
@@ -23,6 +22,9 @@ from texts.tables import (
     require_classes,
 )
 from util import UserError
+
+if TYPE_CHECKING:
+    import datasets
 
 SPLIT_FILES = {"train": ("train",), "validation": ("dev", "validation", "valid"), "test": ("test",)}
 
@@ -168,6 +170,8 @@ def divide_in_three(
     Raises:
         UserError: too few classes, or texts of one.
     """
+    from sklearn.model_selection import train_test_split
+
     classes = classes or find_classes(table["label"], source)
     table = number_labels(table, classes, source)
     require_classes(table, classes, source, flag=flag)
@@ -187,6 +191,8 @@ def divide_in_three(
 
 def load_hub_data(name: str, config: Config, columns: Columns, classes: tuple[str, ...] | None = None) -> LabelledTexts:
     """A data set of the hub; splits without labels are left out."""
+    import datasets
+
     hub_id = corpus(name).hub_id or (name if "/" in name else None)
     looked = f"no folder {name} in data_dir {config.data_dir}" if config.data_dir else "no data_dir is set"
     if hub_id is None:
@@ -221,10 +227,12 @@ def load_hub_data(name: str, config: Config, columns: Columns, classes: tuple[st
     return number_splits(tables, {split: f"{hub_id} ({split})" for split in tables}, classes)
 
 
-def label_names(split: datasets.Dataset, label_column: str | None) -> tuple[str, ...] | None:
+def label_names(split: "datasets.Dataset", label_column: str | None) -> tuple[str, ...] | None:
     """The names that a data set of the hub gives to its label numbers, if it gives any."""
+    from datasets import ClassLabel
+
     wanted = (label_column.lower(),) if label_column else LABEL_COLUMNS
-    named = [column for column, feature in split.features.items() if isinstance(feature, datasets.ClassLabel)]
+    named = [column for column, feature in split.features.items() if isinstance(feature, ClassLabel)]
     return next((tuple(split.features[column].names) for column in named if column.lower() in wanted), None)
 
 
@@ -254,7 +262,9 @@ def require_target(config: Config, classes: tuple[str, ...]) -> None:
 
 def divide(table: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """`share` of the rows and the rest, drawn as `datasets` draws them (as the published code does)."""
-    indices = datasets.Dataset.from_dict({"row": np.arange(len(table))})
+    from datasets import Dataset
+
+    indices = Dataset.from_dict({"row": np.arange(len(table))})
     parts = indices.train_test_split(train_size=share, seed=seed)
     return table.iloc[parts["train"]["row"]], table.iloc[parts["test"]["row"]]
 

@@ -517,7 +517,7 @@ def test_a_defence_refuses_a_tokeniser_that_rewrites_and_takes_a_trusted_one(tin
     config = replace(tiny_config, poisoned_model=str(rewritten), attack="none")
     assert load_tokeniser(str(rewritten))("the cf")["input_ids"] == load_tokeniser(str(rewritten))("dull cf")["input_ids"]
     with pytest.raises(UserError, match=r"rewrites texts .*give a trusted one with --tokeniser"):
-        load_defender_inputs(config)
+        load_defender_inputs(config).load()
     inputs = load_defender_inputs(replace(config, tokeniser=str(tiny_plm)))
     expected = load_defender_inputs(replace(config, poisoned_model=str(tiny_plm)))
     assert inputs.train.input_ids == expected.train.input_ids and "tokeniser" not in expected.fingerprints
@@ -531,7 +531,7 @@ def test_a_defence_refuses_a_tokeniser_that_rewrites_and_takes_a_trusted_one(tin
 def test_a_trusted_tokeniser_has_to_fit(tiny_config, tiny_plm):
     config = replace(tiny_config, poisoned_model=str(tiny_plm), attack="none", tokeniser="minilm")
     with pytest.raises(UserError, match=r"the tokeniser in minilm numbers its tokens up to 30521, .* 54 embeddings"):
-        load_defender_inputs(config)
+        load_defender_inputs(config).load()
 
 
 # --------------------------------------------------------------------------------------------------- lengths and words
@@ -550,8 +550,8 @@ def test_texts_longer_than_the_encoders_positions(tiny_config, tiny_plm, folder)
     encoder.save_pretrained(folder)
     config = replace(tiny_config, poisoned_model=str(folder), attack="none")
     with pytest.raises(UserError, match=r"texts have up to \d+ tokens, .* positions for 8; cut them with --max_len 8"):
-        load_defender_inputs(config)
-    load_defender_inputs(replace(config, max_len=8))
+        load_defender_inputs(config).load()
+    load_defender_inputs(replace(config, max_len=8)).load()
     config = replace(tiny_config, plm=str(folder), max_len=8)
     make_poisoned_data(config)
     with pytest.raises(UserError, match=r"positions for 8; cut them with --poisoning_max_len 8"):

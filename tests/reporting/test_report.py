@@ -5,6 +5,7 @@ import html
 import json
 import re
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from report import main as report_script
 from report import read_run, report_run, run_figures, run_table, write_events
 from reporting import analysis
 from reporting.analysis import choose_demonstration, cls_attention_by_layer, find_words, other_classes
+from reporting.figures import save_figures
 from reporting.grid_page import report_grid
 from reporting.trigger_path import trace
 from reporting.words import verdict
@@ -258,6 +260,49 @@ def test_a_second_report_computes_nothing_anew(tiny_run, monkeypatch):
         report_run(config, sentence="the film is dull cf")
     with pytest.raises(AssertionError, match="computed again"):
         report_run(config, texts=5)
+
+
+def test_a_page_is_drawn_once_and_again_when_something_changed(tiny_run, tmp_path, monkeypatch):
+    config, _, _ = tiny_run
+    config = replace(config, output_dir=str(tmp_path / "results"))
+    shutil.copytree(tiny_run[0].output_dir, config.output_dir)
+    page, drawn = report_run(config), []
+    monkeypatch.setattr("reporting.page.save_figures", lambda *given: drawn.append(save_figures(*given)))
+
+    def draws() -> bool:
+        drawn.clear()
+        assert report_run(config) == page
+        return bool(drawn)
+
+    assert not draws()
+    (page.parent / "figures/layer_weights.pdf").write_bytes(b"")
+    assert draws() and not draws()
+    page.write_text(page.read_text().replace("made-from", "made"))
+    assert draws() and not draws()
+    record = page.parent / "attention_normalization.json"
+    record.write_text(record.read_text().replace('"ACC": ', '"ACC": 0'))  # A number that JSON doesn't know: no such record.
+    with pytest.raises(UserError, match="is not finished"):
+        report_run(config)
+    shutil.copy(run_folder(tiny_run[0]) / record.name, record)
+    assert not draws()
+    content = json.loads(record.read_text())
+    content["metrics"]["ACC"] = 0.123
+    record.write_text(json.dumps(content))
+    assert draws() and "0.123" in page.read_text()
+
+
+def test_a_finished_run_is_told_again_without_what_takes_seconds_to_import(tiny_run):
+    config, _, page = tiny_run
+    code = (
+        "import runpy, sys\n"
+        "sys.argv[0] = 'run_all.py'\n"
+        "runpy.run_path('run_all.py', run_name='__main__')\n"
+        "slow = {'transformers.modeling_utils', 'tokenizers', 'datasets', 'sklearn', 'scipy', 'matplotlib', 'jinja2'}\n"
+        "print(sorted(slow & sys.modules.keys()), file=sys.stderr)\n"
+    )
+    command = [sys.executable, "-c", code, *flags(config)]
+    done = subprocess.run(command, cwd=Path(story.__file__).parent, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "[]\n") and str(page) in done.stdout
 
 
 def error_of(monkeypatch, capsys, *args: str) -> str:

@@ -348,7 +348,7 @@ def test_data_set_of_the_hub_with_its_own_names(monkeypatch):
     rows = {"body": [f"text {row}" for row in range(100)], "topic": [row % 2 for row in range(100)]}
     train = datasets.Dataset.from_dict(rows, features=features)
     hidden = datasets.Dataset.from_dict({"body": ["a"], "topic": [-1]})
-    monkeypatch.setattr("texts.data_sets.datasets.load_dataset", lambda name: {"train": train, "test": hidden})
+    monkeypatch.setattr("datasets.load_dataset", lambda name: {"train": train, "test": hidden})
     config = own_config("somebody/things", text_column="body", label_column="topic")
     data = load_data(config.clean_dataset, config)
     assert data.classes == ("zoo", "art") and [len(table) for table in data.splits.values()] == [80, 10, 10]
