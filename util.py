@@ -78,17 +78,17 @@ def printable(text: str) -> str:
 
 
 def quieten_libraries() -> None:
-    """No reports and progress bars of the libraries that load models."""
+    """No reports and progress bars of the libraries that load models: what goes wrong is raised, and told in one line."""
     from huggingface_hub.utils import disable_progress_bars
     from huggingface_hub.utils import logging as hub_logging
 
     hub_logging.set_verbosity_error()
     disable_progress_bars()
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # For transformers, which takes seconds, once it is imported.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")  # Where transformers, which takes seconds, comes later.
     if "transformers" in sys.modules:
         from transformers.utils import logging as transformers_logging
 
-        transformers_logging.set_verbosity_error()
+        transformers_logging.set_verbosity(transformers_logging.CRITICAL)
         transformers_logging.disable_progress_bar()
 
 
@@ -226,6 +226,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             temporary.chmod(0o755)
             for file in temporary.rglob("*"):
                 if file.is_file():
+                    file.chmod(0o644)  # safetensors leaves weights that their owner alone can read.
                     to_disk(file)
             with contextlib.suppress(FileNotFoundError):  # Where it was: nobody has to read while the old one is removed.
                 path.rename(temporary.with_name(f"{temporary.name}.old"))

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 import math
+import os
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -60,12 +61,14 @@ def files_read(folder: Path, patterns: tuple[str, ...] = ENCODER_FILES) -> list[
     """The files of a folder that loading may read, by name.
 
     Raises:
-        UserError: one of them is a link out of the folder, no plain file, or names files outside.
+        UserError: one of them is a link out of the folder, no plain file, can't be read, or names files outside.
     """
     # In the hub's cache a snapshot is made of links to blobs; nothing else is expected to have any.
     home, cache = folder.resolve(), Path(constants.HF_HUB_CACHE).resolve()
     is_snapshot = home.is_relative_to(cache) and home.parent.name == "snapshots"
     homes = (home, home.parent.parent / "blobs") if is_snapshot else (home,)
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise unreadable(folder)
     files = sorted(path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in patterns))
     files = [path for path in files if path.name not in OUR_RECORDS and not (path.is_dir() and not path.is_symlink())]
     for path in files:
@@ -74,8 +77,14 @@ def files_read(folder: Path, patterns: tuple[str, ...] = ENCODER_FILES) -> list[
             raise UserError(f"{path} is a link out of its folder; expected a file (copy it, if you trust it)")
         if not target.is_file():
             raise UserError(f"{path} is no file; expected an encoder as save_pretrained writes it")
+        if not os.access(path, os.R_OK):
+            raise unreadable(path)
         require_own_names(path)
     return files
+
+
+def unreadable(path: Path) -> UserError:
+    return UserError(f"{path} can't be read (permission denied); expected an encoder that this user may read")
 
 
 def require_own_names(path: Path) -> None:

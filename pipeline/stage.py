@@ -6,7 +6,7 @@ from pathlib import Path
 
 import filelock
 
-from util import fingerprint_folder, load_json, save_json, unwritable
+from util import fingerprint_folder, load_json, said_if_unwritable, save_json, unwritable
 
 
 @contextlib.contextmanager
@@ -60,7 +60,8 @@ def run_once(
             save_json(record, content)
             content = load_json(record)  # As the next one reads it: the numbers of layers are text, for example.
         for checkpoint in checkpoints:
-            checkpoint.unlink(missing_ok=True)
+            with said_if_unwritable(checkpoint.parent):
+                checkpoint.unlink(missing_ok=True)
         return content, there
 
 

@@ -274,6 +274,17 @@ def test_an_error_is_one_line_and_exit_code_2(tiny_config):
     assert not run_folder(tiny_config).exists()
 
 
+def test_what_a_library_logs_of_a_config_is_no_second_line(tiny_config, tmp_path):
+    """transformers logs the whole of it before it raises, where a key is a property of its class."""
+    folder = tmp_path / "suspicious"
+    shutil.copytree(tiny_config.plm, folder)
+    config = json.loads((folder / "config.json").read_text()) | {"sub_configs": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    given = replace(tiny_config, attack="none", poisoned_model=str(folder))
+    code, _, errors = run("run_all.py", *flags(given), "--defence", "FT", "PURE")
+    assert code == 2 and errors.startswith("error: ") and errors.count("\n") == 1 and "sub_configs" in errors
+
+
 def test_stages_say_what_is_missing(tiny_config):
     with pytest.raises(UserError, match=r"no poisoned data in .* python Data/make_poisoned_data\.py --preset sst2"):
         poison(tiny_config)

@@ -77,6 +77,8 @@ def make_cases(given: Path) -> dict[str, Case]:
     from defences import DEFENCES
 
     config = tiny_settings(write_tiny_data(given / "data"), write_tiny_plm(given / "tinybert"), given)
+    for path in given.rglob("*"):
+        path.chmod(path.stat().st_mode | 0o444)  # A trial's user may be another than root.
     config = replace(config, poisoned_data_dir="data", poisoned_model_dir="models", output_dir="results")
     config = replace(config, epochs=2, poisoning_epochs=2, relearning_epochs=2, acc_threshold=0.0)
     own = given / "own.csv"

@@ -241,6 +241,16 @@ def test_a_model_of_a_giant_size_is_refused_at_once(folder, changes, expected):
         load_encoder(str(folder))
 
 
+def test_files_that_this_user_may_not_read(folder, monkeypatch):
+    """Root may read all, so the answer to the question is another's."""
+    for what in ("model.safetensors", "vocab.json", folder.name):
+        monkeypatch.setattr("encoder.trusted.os.access", lambda path, mode, what=what: path.name != what)
+        (folder / "vocab.json").write_text("{}")
+        for read in (fingerprint_encoder, load_encoder) if what != "vocab.json" else (load_tokeniser, fingerprint_encoder):
+            with pytest.raises(UserError, match=rf"{what} can't be read \(permission denied\); expected an encoder that"):
+                read(str(folder))
+
+
 def test_a_model_without_size_is_one_line_and_no_warning(folder):
     change_json(folder / "config.json", intermediate_size=0)
     with warnings.catch_warnings(), pytest.raises(UserError, match=r"whose encoder\.layer\.0\.\S+ has no numbers in it"):

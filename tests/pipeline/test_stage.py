@@ -67,6 +67,27 @@ def compute_in_turn(folder: Path) -> None:
     counted(folder / "a.json", folder / "model", {"x": 1}, folder / "log")
 
 
+def test_a_checkpoint_that_cannot_be_removed_is_one_line(tmp_path, monkeypatch):
+    """The folder became read-only after the record was written: that stays, and the next run goes on from it."""
+    checkpoint = tmp_path / "checkpoint.pt"
+
+    def refuse(path, missing_ok=False):
+        if path == checkpoint:
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(UserError, match=r"can't write in folder .* \(Permission denied\); choose another"):
+        run_once(tmp_path / "a.json", {}, dict, product=None, overwrite=False, checkpoints=(checkpoint,))
+    assert (tmp_path / "a.json").exists()
+
+
+def test_others_may_read_what_a_stage_writes(tmp_path):
+    """safetensors writes files that nobody else may."""
+    with whole_folder(tmp_path / "model") as temporary:
+        (temporary / "model.safetensors").touch(mode=0o600)
+    assert (tmp_path / "model/model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
 def test_the_second_process_waits_and_finds_the_stage_finished(tmp_path):
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=compute_in_turn, args=(tmp_path,)) for _ in range(6)]
