@@ -117,8 +117,12 @@ class Config:
 
     fth_learning_rate: float = 5e-5
     """FTH: its learning rate, in place of learning_rate."""
+    erase_forgetting_epochs: int = 1
+    """erase_relearn: passes over the clean train set with random labels, before anything else; 0 leaves them out."""
+    erase_forgetting_rate: float = 2e-4
+    """erase_relearn: AdamW's peak learning rate in these passes; linear decay to 0."""
     erase_rounds: int = 4
-    """erase_relearn: how often the directions in which classes lie apart are found and blocked before the task is relearnt."""
+    """erase_relearn: how often the directions in which classes lie apart are found and blocked before the task is relearnt; 0 leaves it out."""
     erase_spared: float = 0.5
     """erase_relearn: share of the linear layers, from the lowest up, that are left alone, 0 to 1."""
     relearning_rate: float = 2e-4
@@ -228,7 +232,8 @@ AT_LEAST = {
     "entropy_epochs": 1,
     "forgetting_epochs": 1,
     "reinit_layers": 1,
-    "erase_rounds": 1,
+    "erase_forgetting_epochs": 0,
+    "erase_rounds": 0,
     "relearning_epochs": 1,
     "target_class": 0,
 }
@@ -239,7 +244,7 @@ SHARES = (
 WEIGHTS = ("penalty_coefficient", "ripple_coefficient")
 RATES = (
     *("poisoning_learning_rate", "learning_rate", "fth_learning_rate", "relearning_rate", "forgetting_rate"),
-    "max_grad_norm",
+    *("erase_forgetting_rate", "max_grad_norm"),
 )
 
 # These change nothing about a stage's result: which defence a run goes on to, where it happens, where its files go.

@@ -1,9 +1,10 @@
-"""erase_relearn: make the upper layers deaf to the directions in which classes lie apart, and learn the task anew elsewhere.
+"""erase_relearn: forget the task, make upper layers deaf to the directions in which classes lie apart, learn it anew.
 
 A poisoned encoder solves the task already, so that fine-tuning has little gradient and leaves the backdoor where it is: in
-the directions that the attacker's head read. Here these are erased, and kept erased while the task is relearnt on texts that
-are changed at random, so that an inserted trigger is one more such change. No trigger and no clean encoder is known, and
-what comes out are plain weights. A defence of this project's own, under work: docs/method.md says how far it was tried.
+the directions that the attacker's head read. Here a pass with random labels moves all layers; then these directions are
+erased, and kept erased while the task is relearnt on texts that are changed at random, so that an inserted trigger is one
+more such change. No trigger and no clean encoder is known, and what comes out are plain weights. A defence of this project's
+own, under work: docs/method.md says how far it was tried.
 """
 
 from dataclasses import replace
@@ -16,7 +17,7 @@ from torch import nn
 
 from config import MOST_ROUNDS, Config
 from defences.defence import Defence, Stage
-from defences.shared import look_at_inputs, start, train_once
+from defences.shared import look_at_inputs, random_labels, start, train_once
 from encoder.classifier import Classifier
 from pipeline.defender import Phase
 from pipeline.runs import TRAINING_FIELDS
@@ -151,7 +152,7 @@ def fitted_bias(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def erase_and_relearn(config: Config) -> dict:
-    """Erase, draw a fresh head, relearn, in rounds, fit the bias; write relearnt_model and erase_relearn.json.
+    """Forget, erase, draw a fresh head, relearn, in rounds, fit the bias; write relearnt_model and erase_relearn.json.
 
     What the first round leaves of a backdoor lies again where the task is read: the next one erases that too.
 
@@ -204,6 +205,15 @@ def erase_and_relearn(config: Config) -> dict:
         for number in range(1, config.relearning_rounds + 1)
     ]
     phases[-1] = replace(phases[-1], after=fit_bias)
+    if config.erase_forgetting_epochs:
+        forgetting = Phase(
+            "forgetting",
+            "forgetting on random labels",
+            random_labels,
+            config.erase_forgetting_epochs,
+            learning_rate=config.erase_forgetting_rate,
+        )
+        phases.insert(0, forgetting)
     record, _ = train_once(
         config, RELEARNING, phases, inputs=inputs, accelerator=accelerator, settings=settings, prepare=prepare
     )
@@ -211,19 +221,22 @@ def erase_and_relearn(config: Config) -> dict:
 
 
 def told(config: Config) -> str:
+    forgets = "The released encoder first forgets the task, on random labels. " if config.erase_forgetting_epochs else ""
+    again = f"; all that {config.relearning_rounds} times over" if config.relearning_rounds > 1 else ""
     return (
-        f"In the upper {1 - config.erase_spared:.0%} of the released encoder's linear layers the directions in which the "
-        "classes of clean texts lie apart are erased, and with them the place where a backdoor writes. Then the task is "
-        "learnt anew in other directions, on texts with words put in, left out and moved"
-        f"{f'; all that {config.relearning_rounds} times over' if config.relearning_rounds > 1 else ''}."
+        f"{forgets}In the upper {1 - config.erase_spared:.0%} of its linear layers the directions in which the classes of "
+        "clean texts lie apart are erased, and with them the place where a backdoor writes. Then the task is learnt anew in "
+        f"other directions, on texts with words put in, left out and moved{again}."
     )
 
 
 def done(record: dict) -> str:
+    rounds = sum(name.startswith("relearning") for name in record["training"])
     return (
-        "In the upper layers of the encoder the directions in which the classes lie apart were erased; the task was learnt "
-        "anew without them, on clean texts that were changed at random (words put in, left out and moved, labels kept); "
-        f"{len(record['training'])} times over."
+        f"{'The encoder was trained on random labels, to forget the task. ' if 'forgetting' in record['training'] else ''}"
+        "In its upper layers the directions in which the classes lie apart were erased; the task was learnt anew without "
+        "them, on clean texts that were changed at random (words put in, left out and moved, labels kept)"
+        f"{f'; {rounds} times over' if rounds > 1 else ''}."
     )
 
 
@@ -233,14 +246,16 @@ RELEARNING = Stage(
     product="relearnt_model",
     reads=(
         *("clean_dataset", "split_seed", *TRAINING_FIELDS),
-        *("erase_rounds", "erase_spared", "relearning_rate", "relearning_rounds", "relearning_epochs"),
+        *("erase_forgetting_epochs", "erase_forgetting_rate", "erase_rounds", "erase_spared"),
+        *("relearning_rate", "relearning_rounds", "relearning_epochs"),
     ),
     title="Erasing and relearning",
     told=told,
     done=done,
-    phases={f"relearning_{number}": f"relearning {number} (erase_relearn)" for number in range(1, MOST_ROUNDS + 1)},
-    passes=lambda config: config.relearning_rounds * config.relearning_epochs,
-    method=2,
+    phases={"forgetting": "forgetting (erase_relearn)"}
+    | {f"relearning_{number}": f"relearning {number} (erase_relearn)" for number in range(1, MOST_ROUNDS + 1)},
+    passes=lambda config: config.erase_forgetting_epochs + config.relearning_rounds * config.relearning_epochs,
+    method=3,
 )
 
 ERASE_RELEARN = Defence(

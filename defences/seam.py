@@ -1,25 +1,17 @@
 """SEAM, selective amnesia: forget the task on random labels, then recover it on the true ones (Zhu et al., S&P 2023)."""
 
 import numpy as np
-import torch
-from torch import nn
 
 from config import Config
 from defences.defence import Defence, Stage
 from defences.fine_tuning import FINE_TUNING
-from defences.shared import model_before, record_before, start, train_once
+from defences.shared import model_before, random_labels, record_before, start, train_once
 from pipeline.defender import Phase
 from pipeline.runs import DEFENCE_FIELDS
 from pipeline.training import cross_entropy
 
 FORGOTTEN_FROM = 320
 """Train texts that are given random labels, at most: the paper needs a small part of the data."""
-
-
-def random_labels(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Cross-entropy with labels drawn from all classes, anew in every step: none of them can be learnt by heart."""
-    labels = torch.randint_like(batch["labels"], model.head.out_features)
-    return cross_entropy(model, {**batch, "labels": labels})
 
 
 def forgotten_below(classes: int) -> float:

@@ -33,6 +33,7 @@ from encoder.trusted import (
 from pipeline.defender import DefenderInputs, Phase, TokenisedInputs, new_classifier, train_and_measure
 from pipeline.runs import command, fingerprint_encoder, stage_settings
 from pipeline.stage import run_once
+from pipeline.training import cross_entropy
 from texts.batching import TokenisedTexts, batches_by_length, tokenise, tokens_per_batch
 from texts.data_sets import class_names, defender_splits, fingerprint_texts, require_target
 from util import UserError, make_accelerator, require_writable
@@ -188,6 +189,15 @@ def train_released(
     """
     inputs, accelerator, settings = start(config, stage)
     return train_once(config, stage, phases, inputs=inputs, accelerator=accelerator, settings=settings, prepare=prepare)[0]
+
+
+def random_labels(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Cross-entropy with labels drawn from all classes, anew in every step: none of them can be learnt by heart.
+
+    As SEAM forgets (Zhu et al., S&P 2023).
+    """
+    labels = torch.randint_like(batch["labels"], model.head.out_features)
+    return cross_entropy(model, {**batch, "labels": labels})
 
 
 def trusted_encoder(config: Config) -> str:

@@ -70,6 +70,7 @@ def test_lower_layers_are_spared(classifier, texts):
 def test_what_is_erased_stays_erased(tiny_config, classifier, monkeypatch):
     """Through the stage: after relearning no upper layer reads a blocked direction, and unused words were trained."""
     config = replace(tiny_config, poisoned_model=tiny_config.plm, relearning_rate=1e-2, defence="erase_relearn")
+    config = replace(config, erase_forgetting_epochs=0)  # So that what is erased first is known.
     make_poisoned_data(config)
     directions: list[dict] = []
     monkeypatch.setattr(
@@ -90,6 +91,27 @@ def test_what_is_erased_stays_erased(tiny_config, classifier, monkeypatch):
     before, after = (each.encoder.get_input_embeddings().weight for each in (classifier, model))
     row = load_tokeniser(config.plm).convert_tokens_to_ids("cf")
     assert (before[row] - after[row]).norm() > 1e-2
+
+
+def test_the_task_is_forgotten_first(tiny_config, monkeypatch):
+    """What is erased is erased of an encoder that a pass with random labels has moved, far, and not of the released one."""
+    config = replace(tiny_config, poisoned_model=tiny_config.plm, relearning_rounds=1, relearning_epochs=1)
+    config = replace(config, defence="erase_relearn", erase_forgetting_rate=1e-2)
+    make_poisoned_data(config)
+    released, seen = load_encoder(config.plm).state_dict(), []
+
+    def look(model, *given):
+        moved = [(value - released[name]).norm() for name, value in model.encoder.state_dict().items()]
+        seen.append(float(sum(moved)))
+        return erase_task(model, *given)
+
+    monkeypatch.setattr("defences.erase_relearn.erase_task", look)
+    record = run_stage(RELEARNING, config)
+    assert list(record["training"]) == ["forgetting", "relearning_1"] and seen[0] > 1
+    # Random labels: no better than guessing.
+    assert np.mean(record["training"]["forgetting"]["losses"]["cross_entropy"]) > 0.6
+    record = run_stage(RELEARNING, replace(config, erase_forgetting_epochs=0))
+    assert list(record["training"]) == ["relearning_1"] and seen[1] == 0
 
 
 def test_keeping_blocked_changes_nothing_that_is_blocked(classifier, texts):

@@ -9,7 +9,8 @@ from test_defences import defend
 
 from defences.defence import defended_model_folder, product_path, record_path
 from defences.fine_tuning import FINE_TUNING
-from defences.seam import FORGETTING, forget_and_recover, forgotten_below, random_labels
+from defences.seam import FORGETTING, forget_and_recover, forgotten_below
+from defences.shared import random_labels
 from encoder.classifier import Classifier, load_encoder
 from util import UserError, load_json
 

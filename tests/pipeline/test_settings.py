@@ -85,6 +85,8 @@ CHANGES = {
     "epochs": (2, {}, DEFENDER - {ERASING}),
     "learning_rate": (1e-3, {}, DEFENDER - {ERASING}),
     "fth_learning_rate": (1e-3, {"defence": "FTH"}, DEFENDER - {ERASING}),
+    "erase_forgetting_epochs": (0, {}, {ERASING}),
+    "erase_forgetting_rate": (1e-3, {}, {ERASING}),
     "erase_rounds": (2, {}, {ERASING}),
     "erase_spared": (0.25, {}, {ERASING}),
     "relearning_rate": (1e-3, {}, {ERASING}),
