@@ -131,6 +131,8 @@ class Config:
     """erase_relearn: how often erasing and relearning follow each other, 1 to 9."""
     relearning_epochs: int = 7
     """erase_relearn: passes over the clean train set in each of them, its texts changed at random."""
+    relearning_texts: Literal["changed", "plain"] = "changed"
+    """erase_relearn: whether the texts of these passes are changed at random, or left as they are."""
     entropy_epochs: int = 1
     """MEFT: passes over the clean train set that maximise entropy (Liu et al., 2023)."""
     entropy_head: Literal["trained", "frozen"] = "trained"

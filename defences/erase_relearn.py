@@ -199,7 +199,7 @@ def erase_and_relearn(config: Config) -> dict:
             learning_rate=config.relearning_rate,
             warm_up=WARM_UP,
             before=partial(erase, number=number),
-            texts_of=partial(changed, number=number),
+            texts_of=partial(changed, number=number) if config.relearning_texts == "changed" else None,
             after_step=lambda model: keep_blocked(model, blocked),
         )
         for number in range(1, config.relearning_rounds + 1)
@@ -247,7 +247,7 @@ RELEARNING = Stage(
     reads=(
         *("clean_dataset", "split_seed", *TRAINING_FIELDS),
         *("erase_forgetting_epochs", "erase_forgetting_rate", "erase_rounds", "erase_spared"),
-        *("relearning_rate", "relearning_rounds", "relearning_epochs"),
+        *("relearning_rate", "relearning_rounds", "relearning_epochs", "relearning_texts"),
     ),
     title="Erasing and relearning",
     told=told,

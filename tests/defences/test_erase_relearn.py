@@ -91,6 +91,10 @@ def test_what_is_erased_stays_erased(tiny_config, classifier, monkeypatch):
     before, after = (each.encoder.get_input_embeddings().weight for each in (classifier, model))
     row = load_tokeniser(config.plm).convert_tokens_to_ids("cf")
     assert (before[row] - after[row]).norm() > 1e-2
+    plain = replace(config, relearning_texts="plain", erase_rounds=0)  # Nothing blocked, and unused words only decay.
+    run_stage(RELEARNING, plain)
+    after = load_classifier(defended_model_folder(plain)).encoder.get_input_embeddings().weight
+    assert (before[row] - after[row]).norm() < 1e-2 and directions[2] == directions[3] == {}
 
 
 def test_the_task_is_forgotten_first(tiny_config, monkeypatch):

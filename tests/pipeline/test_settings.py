@@ -92,6 +92,7 @@ CHANGES = {
     "relearning_rate": (1e-3, {}, {ERASING}),
     "relearning_rounds": (1, {}, {ERASING}),
     "relearning_epochs": (2, {}, {ERASING}),
+    "relearning_texts": ("plain", {}, {ERASING}),
     "acc_threshold": (0.5, {}, {PRUNING, NEURONS}),
     "acc_drop": (0.1, {"acc_threshold": None}, {PRUNING, NEURONS}),
     "pruning_criterion": ("entropy", {}, {PRUNING}),
