@@ -127,9 +127,9 @@ class Config:
     """erase_relearn: share of the linear layers, from the lowest up, that are left alone, 0 to 1."""
     relearning_rate: float = 2e-4
     """erase_relearn: AdamW's peak learning rate, after a warm-up in a tenth of the steps; linear decay to 0."""
-    relearning_rounds: int = 2
+    relearning_rounds: int = 1
     """erase_relearn: how often erasing and relearning follow each other, 1 to 9."""
-    relearning_epochs: int = 7
+    relearning_epochs: int = 6
     """erase_relearn: passes over the clean train set in each of them, its texts changed at random."""
     relearning_texts: Literal["changed", "plain"] = "changed"
     """erase_relearn: whether the texts of these passes are changed at random, or left as they are."""

@@ -70,7 +70,7 @@ def test_lower_layers_are_spared(classifier, texts):
 def test_what_is_erased_stays_erased(tiny_config, classifier, monkeypatch):
     """Through the stage: after relearning no upper layer reads a blocked direction, and unused words were trained."""
     config = replace(tiny_config, poisoned_model=tiny_config.plm, relearning_rate=1e-2, defence="erase_relearn")
-    config = replace(config, erase_forgetting_epochs=0)  # So that what is erased first is known.
+    config = replace(config, relearning_rounds=2, erase_forgetting_epochs=0)  # So that what is erased first is known.
     make_poisoned_data(config)
     directions: list[dict] = []
     monkeypatch.setattr(
