@@ -11,11 +11,14 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from tqdm import tqdm
 
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
@@ -121,6 +124,8 @@ def start(
             os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), number)
         os.chdir(work)
         sys.argv = ["script.py", *arguments]
+        # tqdm's is shared by all forks of a process: one that is killed while it has it would stop all that come after.
+        tqdm.set_lock(threading.RLock())
         before()
         from util import run_script
 
@@ -173,6 +178,9 @@ LATER = (
     *("transformers.models.electra.modeling_electra", "parsl.executors.high_throughput.executor", "experiments.grid"),
     *("reporting.grid_page", "engines.local", "parsl.providers", "matplotlib.backends.backend_agg"),
     *("matplotlib.backends.backend_pdf", "torch._dynamo"),
+    *("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "transformers.optimization"),
+    *("sklearn.metrics", "sklearn.model_selection", "sklearn.linear_model", "sklearn.feature_extraction.text"),
+    *("scipy.stats", "scipy.optimize", "seaborn", "datasets", "reporting.page", "reporting.grid_page"),
 )
 """What scripts import when they need it."""
 
