@@ -490,7 +490,7 @@ def test_data_set_of_the_hub_without_a_network(tmp_path, monkeypatch):
     def offline(*args, **kwargs):
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("texts.data_sets.datasets.load_dataset", offline)
+    monkeypatch.setattr("datasets.load_dataset", offline)
     config = preset_config("sst2", data_dir=str(tmp_path))
     with pytest.raises(UserError, match=r"SetFit/sst2 can't be had from the hub \(ConnectionError\); set --data_dir"):
         load_split("sst2", "train", config)
