@@ -89,8 +89,6 @@ class ClsAttention:
 
 def cls_attention_forward(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
     """Attention function; query, key, value are [batch, head, token, channel], the output [batch, token, head, channel]."""
-    import transformers
-
     shared: ClsAttention = module.cls_attention
     if not hasattr(module, "cls_attention_layer"):  # Only in the pass that `install_cls_attention` makes.
         module.cls_attention_layer = len(shared.num_heads)
@@ -109,7 +107,8 @@ def cls_attention_forward(module, query, key, value, attention_mask, dropout=0.0
         attend = attend_with_dropout if query.shape[2] <= KEPT else attend_in_parts
         output = attend(*arguments)
     else:
-        sdpa_attention_forward = transformers.AttentionInterface()["sdpa"]
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
         output, _ = sdpa_attention_forward(module, queries, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
     if shared.rows is not None:
         shared.rows[layer] = cls_row(query, key, attention_mask, scaling, kwargs.get("position_bias"))

@@ -244,14 +244,14 @@ def measure(
     """
     from sklearn.metrics import confusion_matrix
 
-    confusions, flips = {}, {}
+    confusions, predictions = {}, {}
     for name, each in texts.items():
-        predicted = predict(classifier, each, name.replace("_", " "), accelerator).argmax(-1)
-        confusions[name] = confusion_matrix(each.labels, predicted, labels=range(classifier.head.out_features))
-        flips[name] = (predicted == target_class)[torch.tensor(each.labels) != target_class].int().tolist()
+        predictions[name] = predict(classifier, each, name.replace("_", " "), accelerator).argmax(-1)
+        confusions[name] = confusion_matrix(each.labels, predictions[name], labels=range(classifier.head.out_features))
     metrics = metrics_of(confusions, target_class)
     if "poisoned" in metrics:
-        metrics["poisoned"]["flipped"] = flips["poisoned_test"]
+        others = torch.tensor(texts["poisoned_test"].labels) != target_class
+        metrics["poisoned"]["flipped"] = (predictions["poisoned_test"][others] == target_class).int().tolist()
     return metrics
 
 

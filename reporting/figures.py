@@ -276,7 +276,7 @@ def grid_figure(cells: pd.DataFrame, rows: pd.DataFrame, names: list[str]) -> Fi
     figure = Figure(figsize=(PAGE, 4.4 + 0.16 * (-(-len(names) // 4))), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     attacks = list(dict.fromkeys(cells["attack"]))
-    slot = min(0.18, 0.8 / max(1, len(names)))
+    slot = slot_width(names)
     floor_named = False
     for ax, measure in zip(axes, ("LFR", "ACC"), strict=True):
         for number, name in enumerate(names):
@@ -306,8 +306,7 @@ def grid_figure(cells: pd.DataFrame, rows: pd.DataFrame, names: list[str]) -> Fi
                 label = "_benign floor" if floor_named else "benign floor"
                 ax.hlines(floors["floor_LFR"], *ends, color="black", linewidth=1.4, label=label)
                 floor_named = True
-        for edge in range(1, len(attacks)):
-            ax.axvline(edge - 0.5, color="0.85", linewidth=0.6, zorder=0)
+        separate(ax, attacks)
     axes[0].set(ylim=(-0.03, 1.03), ylabel="LFR (share flipped)")
     axes[1].set(ylabel="ACC (share right)")
     counts = cells.groupby("attack", sort=False)["n"].agg(["min", "max"])
@@ -331,7 +330,7 @@ def distance_figure(cells: pd.DataFrame, names: list[str]) -> Figure:
     figure = Figure(figsize=(PAGE, 2.6 + 0.16 * (-(-len(names) // 4))), layout="constrained")
     ax = figure.subplots()
     attacks = list(dict.fromkeys(cells["attack"]))
-    slot = min(0.18, 0.8 / max(1, len(names)))
+    slot = slot_width(names)
     for number, name in enumerate(names):
         own = cells[(cells["name"] == name) & cells["distance"].notna()]
         places = np.array([attacks.index(attack) for attack in own["attack"]]) + (number - (len(names) - 1) / 2) * slot
@@ -343,12 +342,22 @@ def distance_figure(cells: pd.DataFrame, names: list[str]) -> Figure:
             places, own["distance"], yerr=bars, fmt=marker, color=colour, markersize=5, capsize=2.5, elinewidth=1, label=name
         )
     ax.axhline(0, color="black", linewidth=1)
-    for edge in range(1, len(attacks)):
-        ax.axvline(edge - 0.5, color="0.85", linewidth=0.6, zorder=0)
+    separate(ax, attacks)
     ax.set_xticks(range(len(attacks)), attacks)
     ax.set(xlim=(-0.5, len(attacks) - 0.5), xlabel="attack", ylabel="LFR - benign floor")
     figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return figure
+
+
+def slot_width(names: list[str]) -> float:
+    """Of a name among those of an attack, whose own width is 1."""
+    return min(0.18, 0.8 / max(1, len(names)))
+
+
+def separate(ax: Axes, attacks: list[str]) -> None:
+    """A line between each two attacks."""
+    for edge in range(1, len(attacks)):
+        ax.axvline(edge - 0.5, color="0.85", linewidth=0.6, zorder=0)
 
 
 def look(number: int) -> tuple[str, str]:

@@ -180,7 +180,7 @@ LATER = (
     *("matplotlib.backends.backend_pdf", "torch._dynamo"),
     *("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "transformers.optimization"),
     *("sklearn.metrics", "sklearn.model_selection", "sklearn.linear_model", "sklearn.feature_extraction.text"),
-    *("scipy.stats", "scipy.optimize", "seaborn", "datasets", "reporting.page", "reporting.grid_page"),
+    *("scipy.stats", "scipy.optimize", "seaborn", "datasets", "reporting.page"),
 )
 """What scripts import when they need it."""
 
