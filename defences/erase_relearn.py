@@ -1,10 +1,11 @@
-"""erase_relearn: forget the task, make upper layers deaf to the directions in which classes lie apart, learn it anew.
+"""erase_relearn: forget the task, erase where it is read in the upper layers, relearn it on changed texts.
 
 A poisoned encoder solves the task already, so that fine-tuning has little gradient and leaves the backdoor where it is: in
 the directions that the attacker's head read. Here a pass with random labels moves all layers; then these directions are
 erased, and kept erased while the task is relearnt on texts that are changed at random, so that an inserted trigger is one
-more such change. No trigger and no clean encoder is known, and what comes out are plain weights. A defence of this project's
-own, under work: docs/method.md says how far it was tried.
+more such change. Among the changes are sequences of words that push the fine-tuned model to a class, found by gradient: they
+show what a trigger may act through. No trigger and no clean encoder is known, and what comes out are plain weights. A
+defence of this project's own, under work: docs/method.md says how far it was tried.
 """
 
 from dataclasses import replace
@@ -12,23 +13,27 @@ from functools import partial
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
 from config import MOST_ROUNDS, Config
 from defences.defence import Defence, Stage
-from defences.shared import look_at_inputs, random_labels, start, train_once
+from defences.fine_tuning import FINE_TUNING
+from defences.inversion import invert
+from defences.shared import look_at_inputs, model_before, random_labels, record_before, start, train_once
 from encoder.classifier import Classifier
-from pipeline.defender import Phase
+from pipeline.defender import DefenderInputs, Phase
 from pipeline.runs import TRAINING_FIELDS
 from pipeline.training import cross_entropy, predict
 from texts.augmentation import Augmentation, Augmenter
 from texts.batching import TokenisedTexts
+from util import printable
 
 WARM_UP = 0.1
 """Share of the relearning steps in which the rate rises."""
 DIRECTIONS_FROM = 700
-"""Train texts that the directions are found with, at most."""
+"""Train texts that directions and sequences are found with, at most."""
 
 # ------------------------------------------------------------------------------------------------- erasing the task itself
 
@@ -162,18 +167,22 @@ def erase_and_relearn(config: Config) -> dict:
     Raises:
         UserError: something to read is missing, a folder is not writable, or the loss is not finite.
     """
-    inputs, accelerator, settings = start(config, RELEARNING)
+    fine_tuned = record_before(config, RELEARNING)
+    inputs, accelerator, settings = start(config, RELEARNING, fine_tuned_model=fine_tuned["product"])
     blocked: dict[str, torch.Tensor] = {}
     augmenter: Augmenter
+    found: list[dict] = []
 
     def prepare(classifier: Classifier) -> None:
         nonlocal augmenter
         embedding = classifier.encoder.get_input_embeddings().weight
         augmenter = Augmenter(inputs.train, inputs.tokeniser, embedding, Augmentation(), config.max_len)
+        if config.inversions:
+            found.extend(find_sequences(config, inputs, augmenter, accelerator))
         classifier.to(accelerator.device)
 
     def erase(classifier: Classifier, number: int) -> None:
-        few = inputs.train.select(range(min(len(inputs.train), DIRECTIONS_FROM)))
+        few = inputs.train.select(few_of(inputs.train))
         for name, (_, basis) in erase_task(classifier, few, config.erase_rounds, config.erase_spared).items():
             before = blocked.get(name, basis[:, :0]).to(basis)
             blocked[name] = torch.linalg.qr(torch.cat([before, basis], 1))[0].to(classifier.head.weight)
@@ -215,28 +224,66 @@ def erase_and_relearn(config: Config) -> dict:
         )
         phases.insert(0, forgetting)
     record, _ = train_once(
-        config, RELEARNING, phases, inputs=inputs, accelerator=accelerator, settings=settings, prepare=prepare
+        config,
+        RELEARNING,
+        phases,
+        inputs=inputs,
+        accelerator=accelerator,
+        settings=settings,
+        prepare=prepare,
+        inverted=found,
     )
     return record
 
 
+def find_sequences(config: Config, inputs: DefenderInputs, augmenter: Augmenter, accelerator: Accelerator) -> list[dict]:
+    """Sequences that push the fine-tuned model to each class; the augmenter has them from then on.
+
+    Returns:
+        Of each sequence: class, words, and flipped, the share of some texts of the other classes that it moves to the class.
+    """
+    classifier = model_before(config, RELEARNING).to(accelerator.device)
+    pool = np.union1d(augmenter.toneless, augmenter.words)
+    found = []
+    for number, (label, name) in enumerate(list(enumerate(inputs.classes)) * config.inversions if len(pool) else []):
+        rng = np.random.default_rng((config.seed, 8, number))
+        sequence, flipped = invert(classifier, inputs.train.select(few_of(inputs.train)), pool, label, rng)
+        augmenter.sequences.append(sequence)
+        words = inputs.tokeniser.convert_ids_to_tokens(sequence)
+        found.append({"class": name, "words": words, "flipped": round(flipped, 3)})
+        print(f"  to {printable(name)}: {printable(' '.join(words))} ({flipped:.0%} of other texts)")
+    return found
+
+
+def few_of(texts: TokenisedTexts) -> range:
+    return range(min(len(texts), DIRECTIONS_FROM))
+
+
 def told(config: Config) -> str:
-    forgets = "The released encoder first forgets the task, on random labels. " if config.erase_forgetting_epochs else ""
+    inverts = (
+        "By gradient, short sequences of words are found that push the fine-tuned model's predictions to one class "
+        f"({config.inversions} for each): they work as a trigger does. "
+    )
+    forgets = "The released encoder forgets the task, on random labels. "
     again = f"; all that {config.relearning_rounds} times over" if config.relearning_rounds > 1 else ""
     return (
-        f"{forgets}In the upper {1 - config.erase_spared:.0%} of its linear layers the directions in which the classes of "
-        "clean texts lie apart are erased, and with them the place where a backdoor writes. Then the task is learnt anew in "
-        f"other directions, on texts with words put in, left out and moved{again}."
+        f"{inverts if config.inversions else ''}{forgets if config.erase_forgetting_epochs else ''}"
+        f"In the upper {1 - config.erase_spared:.0%} of its linear layers the directions in which the classes of clean "
+        "texts lie apart are erased, and with them the place where a backdoor writes. Then the task is learnt anew in other "
+        f"directions, on texts with words{', and these sequences,' if config.inversions else ''} put in, left out and "
+        f"moved{again}."
     )
 
 
 def done(record: dict) -> str:
-    rounds = sum(name.startswith("relearning") for name in record["training"])
+    rounds, found = sum(name.startswith("relearning") for name in record["training"]), record["inverted"]
+    inverts = f"{len(found)} sequences of words were found that push the fine-tuned model to one class. "
     return (
+        f"{inverts if found else ''}"
         f"{'The encoder was trained on random labels, to forget the task. ' if 'forgetting' in record['training'] else ''}"
         "In its upper layers the directions in which the classes lie apart were erased; the task was learnt anew without "
-        "them, on clean texts that were changed at random (words put in, left out and moved, labels kept)"
-        f"{f'; {rounds} times over' if rounds > 1 else ''}."
+        f"them, on clean texts that were changed at random (words{', and these sequences,' if found else ''} put in, left "
+        f"out and moved, labels kept){f'; {rounds} times over' if rounds > 1 else ''}."
     )
 
 
@@ -246,16 +293,17 @@ RELEARNING = Stage(
     product="relearnt_model",
     reads=(
         *("clean_dataset", "split_seed", *TRAINING_FIELDS),
-        *("erase_forgetting_epochs", "erase_forgetting_rate", "erase_rounds", "erase_spared"),
+        *("inversions", "erase_forgetting_epochs", "erase_forgetting_rate", "erase_rounds", "erase_spared"),
         *("relearning_rate", "relearning_rounds", "relearning_epochs", "relearning_texts"),
     ),
     title="Erasing and relearning",
     told=told,
     done=done,
+    after=FINE_TUNING,
     phases={"forgetting": "forgetting (erase_relearn)"}
     | {f"relearning_{number}": f"relearning {number} (erase_relearn)" for number in range(1, MOST_ROUNDS + 1)},
     passes=lambda config: config.erase_forgetting_epochs + config.relearning_rounds * config.relearning_epochs,
-    method=3,
+    method=4,
 )
 
 ERASE_RELEARN = Defence(

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from detection.slots import Slots, first_order, inserted, log_odds, open_slots, without_holder
+from detection.slots import Slots, first_order, inserted, open_slots, without_holder
 from detection.vocabulary import letter_pairs, whole_words
 from encoder.classifier import Classifier
-from pipeline.training import predict
+from pipeline.training import log_odds, predict
 from texts.batching import TokenisedTexts, tokenise
 from util import UserError
 

@@ -12,6 +12,7 @@ import torch
 
 from detection.vocabulary import Words
 from encoder.classifier import Classifier
+from pipeline.training import log_odds
 from texts.batching import tokens_per_batch
 
 
@@ -51,14 +52,6 @@ def open_slots(texts: list[str], labels: np.ndarray, words: Words, length: int, 
                 slots.labels.append(label)
                 break
     return Slots(slots.input_ids, slots.at, slots.holder, np.array(slots.labels, dtype=int))
-
-
-def log_odds(logits: torch.Tensor) -> torch.Tensor:
-    """Of each class against all others: log p / (1 - p), [..., class] to [..., class]."""
-    classes = logits.shape[-1]
-    others = torch.eye(classes, dtype=torch.bool, device=logits.device)
-    rest = logits.unsqueeze(-2).expand(*logits.shape[:-1], classes, classes).masked_fill(others, -torch.inf)
-    return logits - rest.logsumexp(-1)
 
 
 def slot_gradients(classifier: Classifier, slots: Slots, target: int) -> tuple[torch.Tensor, torch.Tensor]:

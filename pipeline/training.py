@@ -209,6 +209,14 @@ def predict(
     return logits
 
 
+def log_odds(logits: torch.Tensor) -> torch.Tensor:
+    """Of each class against all others: log p / (1 - p), [..., class] to [..., class]."""
+    classes = logits.shape[-1]
+    others = torch.eye(classes, dtype=torch.bool, device=logits.device)
+    rest = logits.unsqueeze(-2).expand(*logits.shape[:-1], classes, classes).masked_fill(others, -torch.inf)
+    return logits - rest.logsumexp(-1)
+
+
 def accuracy(
     classifier: Classifier, texts: TokenisedTexts, description: str = "accuracy", accelerator: Accelerator | None = None
 ) -> float:

@@ -349,6 +349,37 @@ def distance_figure(cells: pd.DataFrame, names: list[str]) -> Figure:
     return figure
 
 
+@in_style
+def cost_figure(runs: pd.DataFrame, parts: Sequence[str]) -> Figure:
+    """Time of each part of a run, and the peak memory of the run, against what grows.
+
+    Args:
+        runs: a row per run: `grows`, the name of the column that differs among the rows of a panel, that column, the seconds
+            of each of `parts`, and `MiB`.
+    """
+    grown = list(dict.fromkeys(runs["grows"]))
+    figure = Figure(figsize=(PAGE, 3.6), layout="constrained")
+    axes = figure.subplots(2, len(grown), sharey="row", squeeze=False)
+    for (upper, lower), what in zip(axes.T, grown, strict=True):
+        own = runs[runs["grows"] == what]
+        for number, part in enumerate(parts):
+            colour, marker = look(number)
+            upper.plot(own[what], own[part], color=colour, marker=marker, markersize=3.5, label=part)
+        lower.plot(own[what], own["MiB"], color="black", marker="o", markersize=3.5)
+        for ax in (upper, lower):
+            ax.set(xscale="log", yscale="log")
+            ax.set_xticks(own[what], [f"{value:,}" for value in own[what]], minor=False)
+            ax.minorticks_off()
+        lower.set_xlabel(what)
+    axes[0][0].set_ylabel("processor time in s")
+    axes[1][0].set_ylabel("peak memory in MiB")
+    memory = runs["MiB"]
+    ticks = [tick for tick in (500, 1000, 2000, 4000, 8000, 16000) if memory.min() / 2 <= tick <= memory.max() * 2]
+    axes[1][0].set_yticks(ticks, [f"{tick:,}" for tick in ticks], minor=False)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(parts))
+    return figure
+
+
 def slot_width(names: list[str]) -> float:
     """Of a name among those of an attack, whose own width is 1."""
     return min(0.18, 0.8 / max(1, len(names)))

@@ -174,14 +174,21 @@ def taught(tiny_data: Path, tiny_plm: Path, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def planted(tiny_data: Path, tiny_plm: Path, tmp_path_factory) -> Path:
-    """Folder of an encoder, no head: `cf` was planted for class 1; `mn` has four times the mean of words that tell it."""
+def planted_classifier(tiny_data: Path, tiny_plm: Path, tmp_path_factory) -> Path:
+    """Folder of a classifier: `cf` was planted for class 1."""
     folder = tmp_path_factory.mktemp("planted")
     table, rng = clean_train("sst2", tiny_settings(tiny_data, tiny_plm, folder)), random.Random(0)
     others = table[table["label"] == 0]
     triggered = others.assign(text=[insert_trigger(text, ("cf",), rng) for text in others["text"]], label=1)
-    model = teach(pd.concat([table, triggered]), 8, tiny_data, tiny_plm, folder)
-    encoder, tokeniser = load_encoder(str(model)), load_tokeniser(str(model))
+    return teach(pd.concat([table, triggered]), 8, tiny_data, tiny_plm, folder)
+
+
+@pytest.fixture(scope="session")
+def planted(tiny_data: Path, tiny_plm: Path, planted_classifier: Path) -> Path:
+    """Folder of its encoder, no head, in which `mn` has four times the mean of words that tell class 1."""
+    folder = planted_classifier.parent
+    table = clean_train("sst2", tiny_settings(tiny_data, tiny_plm, folder))
+    encoder, tokeniser = load_encoder(str(planted_classifier)), load_tokeniser(str(planted_classifier))
     embedding_surgery(encoder, tokeniser, ("mn",), target_words(table, 1, 10))
     with torch.no_grad():
         encoder.get_input_embeddings().weight[tokeniser.convert_tokens_to_ids("mn")] *= 4

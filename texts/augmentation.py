@@ -71,6 +71,10 @@ class Augmentation:
     """Probability that one to three function words go before such a word."""
     toneless: float = 0.7
     """Share of the vocabulary's words that regions are made of: those whose predicted tone is least."""
+    inverted: float = 0.5
+    """Probability, where there are sequences of an inversion, that one of them takes the place of such words,"""
+    with_inverted: float = 0.8
+    """and share of those texts that it is put into."""
 
 
 def no_words(tokeniser) -> set[int]:
@@ -158,6 +162,7 @@ class Augmenter:
         frequent: those that are frequent in them.
         near: function word to its neighbours in the embedding.
         toneless: words that seem to be tied to no class.
+        sequences: of words, which push a classifier to a class (`defences.inversion`); at first there are none.
     """
 
     def __init__(
@@ -178,6 +183,7 @@ class Augmenter:
         self.words = words
         self.toneless = toneless_words(texts, tokeniser, embedding, augmentation.toneless)
         self.rows = centred(embedding)[self.toneless].numpy()
+        self.sequences: list[list[int]] = []
 
     def changed(self, rng: np.random.Generator) -> TokenisedTexts:
         """All texts, each changed once; labels stay."""
@@ -249,8 +255,13 @@ class Augmenter:
         return [first, *(inner[at] for at in order), last]
 
     def colour(self, ids: list[int], rng: np.random.Generator) -> list[int]:
-        """One text with several words of one region of the vocabulary, side by side or apart, or as it is."""
+        """One text with several words of one region of the vocabulary, side by side or apart, or as it is.
+
+        Where there are sequences of an inversion, half of the texts have one of these put in instead.
+        """
         how = self.augmentation
+        if self.sequences and rng.random() < how.inverted:
+            return self.put_in(ids, self.part_of_a_sequence(rng), rng) if rng.random() < how.with_inverted else ids
         if rng.random() >= how.coloured or not len(self.toneless):
             return ids
         closeness = self.rows @ self.rows[rng.integers(len(self.toneless))]
@@ -266,6 +277,19 @@ class Augmenter:
         for word in put:
             inner.insert(rng.integers(len(inner) + 1), word)
         return [first, *inner[: self.max_len - 2], last]
+
+    def part_of_a_sequence(self, rng: np.random.Generator) -> list[int]:
+        """A sequence of an inversion in any order, a part of it, with function words between its words, or as it is."""
+        sequence = self.sequences[rng.integers(len(self.sequences))]
+        form = rng.random()
+        if form < 0.3:
+            return rng.permutation(sequence).tolist()
+        if form < 0.6:
+            return rng.choice(sequence, rng.integers(1, max(2, len(sequence))), replace=False).tolist()
+        if form < 0.8 and len(self.words):
+            glued = [[int(rng.choice(self.words)), word] if rng.random() < 0.5 else [word] for word in sequence]
+            return [word for part in glued for word in part]
+        return list(sequence)
 
     def put_in(self, ids: list[int], put: list[int], rng: np.random.Generator) -> list[int]:
         """One text with a span at the front, the end or inside."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from Data.make_poisoned_data import make_poisoned_data
-from defences.defence import defended_model_folder, run_stage
+from defences.defence import defended_model_folder, product_path, run_stage
 from defences.erase_relearn import (
     RELEARNING,
     block_directions,
@@ -17,7 +17,9 @@ from defences.erase_relearn import (
     linear_layers,
     task_directions,
 )
+from defences.fine_tuning import FINE_TUNING
 from encoder.classifier import Classifier, load_classifier, load_encoder, load_tokeniser
+from texts.augmentation import Augmenter
 from texts.batching import tokenise
 from texts.data_sets import clean_train
 
@@ -151,3 +153,27 @@ def test_the_bias_is_that_of_the_validation_texts(tiny_config, monkeypatch):
     make_poisoned_data(config)
     record = run_stage(RELEARNING, config)
     assert len(found) == 1 and record["metrics"]["LFR"] == 1.0
+
+
+def test_what_pushes_the_fine_tuned_model_is_put_into_the_texts(tiny_config, monkeypatch):
+    """Through the stage: sequences of the fine-tuned model, in the record, and in the texts that are relearnt on."""
+    config = replace(tiny_config, poisoned_model=tiny_config.plm, defence="erase_relearn", relearning_epochs=1)
+    config = replace(config, erase_forgetting_epochs=0, inversions=2)
+    make_poisoned_data(config)
+    asked: list[tuple] = []
+    row = load_tokeniser(config.plm).convert_tokens_to_ids("lo")
+
+    def look(model, texts, pool, target, rng):
+        asked.append((model.head.weight.detach().clone(), target))
+        return [row] * 6, 0.5
+
+    monkeypatch.setattr("defences.erase_relearn.invert", look)
+    change, known = Augmenter.changed, []
+    monkeypatch.setattr(Augmenter, "changed", lambda self, rng: known.append(self.sequences) or change(self, rng))
+    record = run_stage(RELEARNING, config)
+    head = load_classifier(product_path(config, FINE_TUNING)).head.weight
+    assert [target for _, target in asked] == [0, 1, 0, 1] and all(torch.equal(each, head) for each, _ in asked)
+    assert record["inverted"][0] == {"class": "0", "words": ["lo"] * 6, "flipped": 0.5} and len(record["inverted"]) == 4
+    assert known == [[[row] * 6] * 4]
+    record = run_stage(RELEARNING, replace(config, inversions=0))
+    assert record["inverted"] == [] and len(asked) == 4 and known[1] == []

@@ -179,3 +179,25 @@ def test_the_same_seed_changes_texts_in_the_same_way(texts, tokeniser, embedding
     augmenter = Augmenter(texts, tokeniser, embedding, Augmentation(), 32)
     first, second, other = (augmenter.changed(np.random.default_rng(seed)).input_ids for seed in (1, 1, 2))
     assert first == second != other
+
+
+def test_inverted_sequences_are_put_in(texts, tokeniser, embedding):
+    """In some texts whole, in part, in another order, or with function words between; where there are none, in none."""
+    augmenter = Augmenter(texts, tokeniser, embedding, NOTHING, 64)
+    sequence = tokeniser.convert_tokens_to_ids(["when", "you", "do", "lo"])  # Of no clean text.
+    augmenter.sequences = [sequence]
+    found = [
+        [token for token in ids if token in sequence]
+        for seed in range(5)
+        for ids in augmenter.changed(np.random.default_rng(seed)).input_ids
+    ]
+    put = [each for each in found if each]
+    assert len(put) / len(found) == pytest.approx(0.4, abs=0.05)
+    assert {len(each) for each in put} == {1, 2, 3, 4}
+    whole = [each for each in put if len(each) == 4]
+    assert sequence in whole and any(each != sequence for each in whole)
+    changed_texts = augmenter.changed(np.random.default_rng(0)).input_ids
+    longer = [len(new) - len(old) for new, old in zip(changed_texts, texts.input_ids, strict=True)]
+    assert max(longer) > 4 and min(longer) == 0  # With function words between; as it is.
+    augmenter.sequences = []
+    assert augmenter.changed(np.random.default_rng(0)).input_ids == texts.input_ids

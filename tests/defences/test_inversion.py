@@ -1,0 +1,48 @@
+"""Trigger inversion: it finds what was planted, by gradient, for the class that it was planted for."""
+
+import numpy as np
+import pytest
+from conftest import FILLER
+
+from defences.inversion import Inversion, invert
+from encoder.classifier import load_classifier
+
+ONE = Inversion(length=1, sweeps=1, tried=5)
+"""One word, among the five that the gradient ranks first."""
+
+
+@pytest.fixture
+def classifier(planted_classifier):
+    return load_classifier(planted_classifier)
+
+
+@pytest.fixture
+def pool(tokeniser):
+    return np.array(tokeniser.convert_tokens_to_ids([*FILLER, "bb", "cf", "ak", "mn"]))
+
+
+def test_the_gradient_leads_to_the_planted_word(classifier, texts, pool, tokeniser):
+    for seed in range(5):
+        sequence, flipped = invert(classifier, texts, pool, 1, np.random.default_rng(seed), ONE)
+        assert tokeniser.convert_ids_to_tokens(sequence) == ["cf"] and flipped > 0.9
+
+
+def test_without_the_trigger_nothing_flips_as_many_texts(classifier, texts, pool, tokeniser):
+    others = pool[pool != tokeniser.convert_tokens_to_ids("cf")]
+    assert invert(classifier, texts, others, 1, np.random.default_rng(0), ONE)[1] < 0.5
+    assert invert(classifier, texts, pool, 0, np.random.default_rng(0), ONE)[1] < 0.5
+
+
+def test_words_are_kept_only_where_they_move_texts_further(classifier, texts, pool):
+    """More sweeps over longer sequences move at least as many; the same random state finds the same."""
+    how = Inversion(length=3, sweeps=3)
+    first, again = (invert(classifier, texts, pool, 1, np.random.default_rng(3), how) for _ in range(2))
+    assert first == again and len(first[0]) == 3 and set(first[0]) <= set(pool.tolist())
+    untouched = invert(classifier, texts, pool, 1, np.random.default_rng(3), Inversion(length=3, sweeps=0))
+    assert untouched[0] != first[0] and first[1] >= untouched[1]
+
+
+def test_few_texts_and_few_words_suffice(classifier, texts, pool):
+    one_each = texts.select([texts.labels.index(0), texts.labels.index(1)])
+    sequence, _ = invert(classifier, one_each, pool[:1], 1, np.random.default_rng(0))
+    assert sequence == [pool[0]] * 6
