@@ -117,7 +117,7 @@ class Config:
 
     fth_learning_rate: float = 5e-5
     """FTH: its learning rate, in place of learning_rate."""
-    inversions: int = 4
+    inversions: int = 8
     """erase_relearn: sequences of words per class that push the fine-tuned model to it, to be put into the texts that the task is relearnt on; 0 leaves them out."""
     erase_forgetting_epochs: int = 1
     """erase_relearn: passes over the clean train set with random labels, before anything else; 0 leaves them out."""

@@ -19,8 +19,9 @@ from texts.batching import TokenisedTexts
 class Inversion:
     """How a sequence is searched for."""
 
-    length: int = 6
-    """Words of it."""
+    shortest: int = 3
+    longest: int = 8
+    """Words of it: a number between these is drawn."""
     sweeps: int = 2
     """How often every place is tried."""
     texts: int = 24
@@ -31,8 +32,8 @@ class Inversion:
     """Words tried per place, those of the highest estimates."""
     enough: float = 4.0
     """Log-odds beyond this count as this: one text that moves far is no more than one that moves far enough."""
-    longest: int = 48
-    """Tokens of the texts, where there are enough so short."""
+    text_length: int = 48
+    """Tokens of the texts at most, where there are enough so short."""
 
 
 def invert(
@@ -61,7 +62,7 @@ def invert(
     embedding = classifier.encoder.get_input_embeddings()
     rows = embedding.weight.detach()[torch.as_tensor(pool, device=device)]  # [word, channel]
     others = [ids for ids, label in zip(texts.input_ids, texts.labels, strict=True) if label != target]
-    short = [ids for ids in others if len(ids) < how.longest]
+    short = [ids for ids in others if len(ids) <= how.text_length]
     others = short if len(short) >= how.texts else sorted(others, key=len)[: how.texts]
     classifier.eval()
 
@@ -88,7 +89,8 @@ def invert(
         (found,) = torch.autograd.grad(value, seen)  # [text, token, channel]
         return torch.stack([found[row, start : start + len(sequence)] for row, start in enumerate(at)]).mean(0)
 
-    sequence = rng.choice(pool, how.length).tolist()
+    length = rng.integers(how.shortest, how.longest + 1)
+    sequence = rng.choice(pool, length).tolist()
     for _ in range(how.sweeps):
         chosen = [others[index] for index in rng.choice(len(others), min(how.texts, len(others)), replace=False)]
         at = [1 if rng.random() < 0.5 else len(text) - 1 for text in chosen]
@@ -96,7 +98,7 @@ def invert(
         few = (chosen[: how.judged], at[: how.judged])
         with torch.inference_mode():
             best = moved([sequence], *few).clamp(max=how.enough).mean()
-            for place in rng.permutation(how.length).tolist():
+            for place in rng.permutation(length).tolist():
                 words = pool[score[:, place].topk(min(how.tried, len(pool))).indices.cpu().numpy()].tolist()
                 tries = [[*sequence[:place], word, *sequence[place + 1 :]] for word in words]
                 values = moved(tries, *few).clamp(max=how.enough).mean(1)

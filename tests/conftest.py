@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -194,3 +195,16 @@ def planted(tiny_data: Path, tiny_plm: Path, planted_classifier: Path) -> Path:
         encoder.get_input_embeddings().weight[tokeniser.convert_tokens_to_ids("mn")] *= 4
     save_encoder(folder / "encoder", encoder, tokeniser)
     return folder / "encoder"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -261,7 +261,7 @@ class Augmenter:
         """
         how = self.augmentation
         if self.sequences and rng.random() < how.inverted:
-            return self.put_in(ids, self.part_of_a_sequence(rng), rng) if rng.random() < how.with_inverted else ids
+            return self.put_somehow(ids, self.part_of_a_sequence(rng), rng) if rng.random() < how.with_inverted else ids
         if rng.random() >= how.coloured or not len(self.toneless):
             return ids
         closeness = self.rows @ self.rows[rng.integers(len(self.toneless))]
@@ -271,12 +271,7 @@ class Augmenter:
             if rng.random() < how.glue and len(self.words):
                 put += rng.choice(self.words, rng.integers(1, 4)).tolist()
             put.append(word)
-        if rng.random() < 0.5:
-            return self.put_in(ids, put, rng)
-        first, *inner, last = ids
-        for word in put:
-            inner.insert(rng.integers(len(inner) + 1), word)
-        return [first, *inner[: self.max_len - 2], last]
+        return self.put_somehow(ids, put, rng)
 
     def part_of_a_sequence(self, rng: np.random.Generator) -> list[int]:
         """A sequence of an inversion in any order, a part of it, with function words between its words, or as it is."""
@@ -290,6 +285,15 @@ class Augmenter:
             glued = [[int(rng.choice(self.words)), word] if rng.random() < 0.5 else [word] for word in sequence]
             return [word for part in glued for word in part]
         return list(sequence)
+
+    def put_somehow(self, ids: list[int], put: list[int], rng: np.random.Generator) -> list[int]:
+        """One text with words side by side or, as often, each at a place of its own."""
+        if rng.random() < 0.5:
+            return self.put_in(ids, put, rng)
+        first, *inner, last = ids
+        for word in put:
+            inner.insert(rng.integers(len(inner) + 1), word)
+        return [first, *inner[: self.max_len - 2], last]
 
     def put_in(self, ids: list[int], put: list[int], rng: np.random.Generator) -> list[int]:
         """One text with a span at the front, the end or inside."""

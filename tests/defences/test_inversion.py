@@ -1,5 +1,7 @@
 """Trigger inversion: it finds what was planted, by gradient, for the class that it was planted for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import FILLER
@@ -7,7 +9,7 @@ from conftest import FILLER
 from defences.inversion import Inversion, invert
 from encoder.classifier import load_classifier
 
-ONE = Inversion(length=1, sweeps=1, tried=5)
+ONE = Inversion(shortest=1, longest=1, sweeps=1, tried=5)
 """One word, among the five that the gradient ranks first."""
 
 
@@ -35,14 +37,17 @@ def test_without_the_trigger_nothing_flips_as_many_texts(classifier, texts, pool
 
 def test_words_are_kept_only_where_they_move_texts_further(classifier, texts, pool):
     """More sweeps over longer sequences move at least as many; the same random state finds the same."""
-    how = Inversion(length=3, sweeps=3)
+    how = Inversion(shortest=3, longest=3, sweeps=3)
     first, again = (invert(classifier, texts, pool, 1, np.random.default_rng(3), how) for _ in range(2))
     assert first == again and len(first[0]) == 3 and set(first[0]) <= set(pool.tolist())
-    untouched = invert(classifier, texts, pool, 1, np.random.default_rng(3), Inversion(length=3, sweeps=0))
+    untouched = invert(classifier, texts, pool, 1, np.random.default_rng(3), replace(how, sweeps=0))
     assert untouched[0] != first[0] and first[1] >= untouched[1]
 
 
 def test_few_texts_and_few_words_suffice(classifier, texts, pool):
     one_each = texts.select([texts.labels.index(0), texts.labels.index(1)])
-    sequence, _ = invert(classifier, one_each, pool[:1], 1, np.random.default_rng(0))
-    assert sequence == [pool[0]] * 6
+    invert(classifier, one_each, pool, 1, np.random.default_rng(0))
+    how = Inversion(sweeps=0)
+    found = [invert(classifier, one_each, pool[:1], 1, np.random.default_rng(seed), how)[0] for seed in range(40)]
+    assert {len(sequence) for sequence in found} == {3, 4, 5, 6, 7, 8}
+    assert {word for sequence in found for word in sequence} == {pool[0]}

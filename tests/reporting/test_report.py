@@ -387,19 +387,6 @@ def test_without_tensorboard_there_are_no_event_files(tmp_path, monkeypatch):
 # --------------------------------------------------------------------------------------------------------- a browser
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        pytest.skip("needs Chromium (Debian: apt-get install chromium)")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 def test_page_in_a_browser(tiny_run, browser, tmp_path):
     """It asks for nothing but itself, has no errors, shows every image, and never scrolls sideways as a whole."""
     grid = report_grid([written_grid(tmp_path / "grid.csv", grid_rows())])
