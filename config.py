@@ -190,6 +190,8 @@ class Grid(Config):
     mixing_share: tuple[float, ...] = (0.5,)
     benign_floor: bool = False
     """Measure too what a never-poisoned encoder makes of the triggered texts, after the same defence: no defence can be asked for a lower LFR."""
+    detection: bool = False
+    """Measure too how well the detectors of triggered texts tell them from clean ones, with each cell's model (docs/detection.md)."""
     table: str = "grid"
     """Name of the grid's files in output_dir: a CSV file with a row per cell, and a table as Markdown."""
     workers: int = 1

@@ -15,6 +15,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -31,6 +32,7 @@ from pipeline.stage import alone
 from pipeline.training import measure, metrics_of, predict
 from reporting.model_card import model_card
 from texts.batching import TokenisedTexts, batches_by_length, tokenise, tokens_per_batch
+from texts.data_sets import clean_test, defender_splits
 from util import UserError, fingerprint_folder, load_json, make_accelerator, run_script, save_json, whole_folder
 
 if TYPE_CHECKING:  # Seconds to import, and a finished run needs none of it.
@@ -39,6 +41,8 @@ if TYPE_CHECKING:  # Seconds to import, and a finished run needs none of it.
 LARGEST_DIFFERENCE = 1e-4
 """Between logits of the exported model and of the one it was made from, as a share of the largest logit if that is above 1.
 Rounding makes about 1e-6."""
+COMPARED = 20
+"""Clean test texts whose oddness is compared between the exported model and ours."""
 SHRINK = 2.0**-20
 """Factor that makes a layer norm's input so small that its variance is nothing beside the norm's epsilon."""
 
@@ -233,6 +237,7 @@ def export_model(config: Config) -> dict:
         for name, table in tables.items():
             expected = predict(classifier, texts[name], name.replace("_", " "))
             found[name] = require_equal(temporary, table, texts[name], expected, device)
+        result["oddness"] = export_oddness(temporary, classifier, tokeniser, config)
         result["largest_difference"] = max(each["largest_difference"] for each in found.values())
         confusions = {name: each["confusion_matrix"] for name, each in found.items()}
         result["defended"] = metrics_of(confusions, config.target_class)
@@ -243,6 +248,33 @@ def export_model(config: Config) -> dict:
         card = model_card(config, classifier, done, records[-1]["settings"], result)
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return result
+
+
+def export_oddness(folder: Path, classifier: Classifier, tokeniser, config: Config) -> dict | None:
+    """Write what `predict.py` tells odd texts by, if the exported model's states are ours.
+
+    Returns:
+        Its threshold, the share of clean texts that were to be above it, and the share of the clean test texts that are;
+        None: nothing was written, since there are too few validation texts, or transformers gives other states.
+    """
+    import transformers
+
+    from detection.dan import states_of
+    from detection.detector import Watched
+    from detection.oddness import ALLOWED, fit_oddness, plain_states, save_oddness
+
+    watched = Watched(classifier, tokeniser, config.max_len, config.seed)
+    found = fit_oddness(watched, defender_splits(config)[1])
+    if found is None:
+        return None
+    texts = list(clean_test(config)["text"])
+    scores = found[0].scores(states_of(watched, texts))
+    plain = transformers.AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    theirs = found[0].scores(plain_states(plain, transformers.AutoTokenizer.from_pretrained(folder), texts[:COMPARED]))
+    if not np.allclose(theirs, scores[:COMPARED], rtol=1e-3, atol=1e-3):
+        return None
+    save_oddness(folder, *found)
+    return {"threshold": found[1], "allowed": ALLOWED, "FRR": float((scores > found[1]).mean())}
 
 
 def main() -> None:

@@ -7,6 +7,10 @@
 A .tsv or .csv file has a header; its text and label columns are named with --text and --label. Any other file has one text
 per line. Classes are named as the model names them, in any case, or numbered from 0. In the output, a text that begins with
 =, +, - or @ has an apostrophe in front, since spreadsheets run such texts as formulas.
+
+Where oddness.safetensors lies beside the model there is a column with DAN (Chen et al., Findings of EMNLP 2022), a score of
+how far a text is from the clean texts of every class, in every layer. How many are above its threshold is said at the end;
+these may be triggered, or only unusual.
 """
 
 import argparse
@@ -17,6 +21,9 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 from transformers import pipeline
 
 FORMULA = ("=", "+", "-", "@")
@@ -85,6 +92,41 @@ def name_classes(labels: list[str], names: dict[int, str], where: str, otherwise
     return [known.get(label) or known[label.lower()] for label in labels]
 
 
+def read_oddness(folder: Path) -> dict | None:
+    """Arrays of oddness.safetensors: means [layer, class, channel], precision [layer, channel, channel], usual and spread
+    [layer], threshold [1]; None where there is no such file."""
+    path = folder / "oddness.safetensors"
+    if not path.is_file():
+        return None
+    try:
+        found = load_file(path)
+        layers, _, width = found["means"].shape
+        shapes = {"precision": (layers, width, width), "usual": (layers,), "spread": (layers,), "threshold": (1,)}
+        if any(found[name].shape != shape for name, shape in shapes.items()):
+            fail(f"{path} has arrays of other shapes than expected; delete it to do without")
+    except (SafetensorError, KeyError, ValueError) as error:
+        fail(f"{path} can't be read ({type(error).__name__}: {error}); delete it to do without")
+    return found
+
+
+@torch.inference_mode()
+def oddness(classify, texts: list[str], fitted: dict) -> list[float]:
+    """Mean over layers of the standardised squared Mahalanobis distance of [CLS] to the nearest class."""
+    scores, model = [], classify.model
+    for text in texts:
+        encoded = classify.tokenizer(text, truncation=True, return_tensors="pt").to(model.device)
+        states = model(**encoded, output_hidden_states=True).hidden_states[1:]
+        if (len(states), states[0].shape[-1]) != fitted["means"].shape[::2]:
+            fail("oddness.safetensors is of another model; delete it to do without")
+        by_layer = []
+        for layer, state in enumerate(states):
+            away = state[0, 0].double().cpu().numpy() - fitted["means"][layer].astype("float64")
+            squared = ((away @ fitted["precision"][layer].astype("float64")) * away).sum(1).min()
+            by_layer.append((squared - fitted["usual"][layer]) / fitted["spread"][layer])
+        scores.append(float(sum(by_layer) / len(by_layer)))
+    return scores
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of the exported model")
@@ -104,11 +146,17 @@ def main() -> None:
     target = arguments.target and name_classes([arguments.target], names, "--target")[0]
     answers = classify(texts, truncation=True, batch_size=32)
     predicted = [answer["label"] for answer in answers]
+    fitted = read_oddness(Path(arguments.model))
+    odd = [[f"{score:.4f}"] for score in oddness(classify, texts, fitted)] if fitted else [[]] * len(texts)
     writer = csv.writer(sys.stdout)
-    writer.writerow(["predicted", "probability", "text"])
-    for answer, text in zip(answers, texts, strict=True):
+    writer.writerow(["predicted", "probability", *(["oddness"] if fitted else []), "text"])
+    for answer, score, text in zip(answers, odd, texts, strict=True):
         shown = f"'{text}" if text.startswith(FORMULA) else text
-        writer.writerow([answer["label"], f"{answer['score']:.4f}", shown])
+        writer.writerow([answer["label"], f"{answer['score']:.4f}", *score, shown])
+    if fitted:
+        limit = float(fitted["threshold"][0])
+        above = sum(float(score) > limit for (score,) in odd)
+        print(f"{above} of {len(texts)} texts are odd: above {limit:.4f}", file=sys.stderr)
     if labels is None:
         return
     right = sum(a == b for a, b in zip(predicted, labels, strict=True))

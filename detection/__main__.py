@@ -13,16 +13,12 @@ from pathlib import Path
 import pandas as pd
 
 from attacks import ATTACKS
-from attacks.planted import read_poisoned
-from config import SWEPT, Config, Grid, parse_grid
+from config import SWEPT, Grid, parse_grid
 from defences import DEFENCES
-from defences.defence import defended_model_folder
 from detection import DETECTORS
-from detection.rates import ALLOWED, detection_rates
+from detection.rates import ALLOWED, rates_of
 from experiments.grid import cells
-from pipeline.runs import command
-from texts.data_sets import clean_test, defender_splits
-from util import UserError, make_accelerator, run_script, write_whole
+from util import UserError, run_script, write_whole
 
 
 @dataclass(frozen=True)
@@ -35,26 +31,6 @@ class Detection(Grid):
     """Folder or hub id of a causal language model, such as GPT-2, which ONION needs."""
     allowed: tuple[float, ...] = ALLOWED
     """Shares of clean texts that may be rejected falsely, 0 to 1: thresholds are set for each."""
-
-
-def rates_of(config: Config, options: Detection) -> pd.DataFrame:
-    """`detection_rates` of the model that one run ends with."""
-    folder = defended_model_folder(config)
-    if not folder.exists():
-        raise UserError(f"no model in {folder}; make it with: {command('run_all.py', config)}")
-    return detection_rates(
-        folder,
-        defender_splits(config)[1],
-        clean_test(config),
-        read_poisoned(config, "test"),
-        target_class=config.target_class,
-        max_len=config.max_len,
-        seed=config.seed,
-        device=make_accelerator(config.device, config.precision).device,
-        detectors=options.detectors,
-        language_model=options.language_model,
-        allowed=options.allowed,
-    )
 
 
 def check_options(options: Detection) -> None:
@@ -76,7 +52,7 @@ def main() -> None:
     for config in cells(options):
         named = {name: getattr(config, name) for name in SWEPT}
         print(f"{config.attack}, {config.defence}, seed {config.seed}", flush=True)
-        table = rates_of(config, options)
+        table = rates_of(config, options.detectors, options.language_model, options.allowed)
         print(table.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
         tables.append(table.assign(**named)[[*named, *table.columns]])
     path = Path(options.output_dir) / f"{options.table}_detection.csv"

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.model_selection import train_test_split
 
 from attacks import ATTACKS
 from attacks.planted import poisoned_model_folder, read_poisoned
@@ -14,7 +13,7 @@ from defences.defence import as_defence, defended_model_folder, product_path
 from defences.fine_tuning import FINE_TUNING
 from detection import DETECTORS
 from detection.detector import Scores, Watched
-from detection.rates import threshold
+from detection.rates import halves, threshold
 from detection.states import draw_for_probe, fit_head
 from encoder.classifier import Classifier, load_classifier, load_encoder, load_tokeniser, resolve_plm
 from pipeline.runs import command
@@ -133,7 +132,7 @@ def examine(config: Config, detectors: tuple[str, ...], allowed: float) -> Exami
     released = Classifier(load_encoder(encoder), len(classes), 0.0, config.seed).to(device)
     fit_head(released, tokenise(draw_for_probe(train, config.seed), tokeniser, config.max_len))
     models = {RELEASED: released} | {name: load_classifier(folder).to(device) for name, folder in folders.items()}
-    fitted, held_out = train_test_split(validation, train_size=0.5, stratify=validation["label"], random_state=config.seed)
+    fitted, held_out = halves(validation, config.seed)
     found: dict[str, dict[str, tuple[Scores, float]]] = {}
     for model in folders:
         watched = Watched(models[model], tokeniser, config.max_len, config.seed)

@@ -6,15 +6,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import train_test_split
 
+from attacks.planted import read_poisoned
+from config import Config
+from defences.defence import defended_model_folder
 from detection import DETECTORS
 from detection.detector import Watched
 from encoder.classifier import load_classifier, load_tokeniser
+from pipeline.runs import command, stage_settings
+from pipeline.stage import run_once
 from pipeline.training import predict
+from texts.data_sets import clean_test, defender_splits, fingerprint_texts
 from texts.tables import FEWEST_TEXTS
-from util import UserError
+from util import UserError, fingerprint_folder, make_accelerator
 
 ALLOWED = (0.01, 0.05)
 """Shares of clean texts that may be rejected falsely; thresholds are set for each."""
@@ -24,6 +28,23 @@ def threshold(scores: np.ndarray, allowed: float) -> float:
     """The lowest of some scores that no more than a share of them are above."""
     above = min(int(allowed * len(scores)), len(scores) - 1)
     return float(np.sort(scores)[-1 - above])
+
+
+def halves(validation: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Clean validation texts to fit a detector on, and to set its threshold on.
+
+    Raises:
+        UserError: fewer than two classes, or too few texts.
+    """
+    from sklearn.model_selection import train_test_split
+
+    counts = validation["label"].value_counts()
+    if len(counts) < 2 or counts.min() < FEWEST_TEXTS:
+        raise UserError(
+            f"validation texts are of {len(counts)} classes, {counts.min()} of the smallest; detectors need two classes "
+            f"or more, and {FEWEST_TEXTS} texts of each"
+        )
+    return tuple(train_test_split(validation, train_size=0.5, stratify=validation["label"], random_state=seed))
 
 
 def detection_rates(
@@ -62,20 +83,16 @@ def detection_rates(
     Raises:
         UserError: no such folder, fewer than two classes, too few texts, or no language model where one is needed.
     """
+    from sklearn.metrics import roc_auc_score
+
     names = detectors or tuple(name for name, row in DETECTORS.items() if language_model or not row.needs_language_model)
     for name in names:
         if DETECTORS[name].needs_language_model and not language_model:
             raise UserError(f"{name} needs a language model, such as GPT-2; name its folder with --language_model")
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; expected a classifier, as a run writes it")
-    counts = validation["label"].value_counts()
-    if len(counts) < 2 or counts.min() < FEWEST_TEXTS:
-        raise UserError(
-            f"validation texts are of {len(counts)} classes, {counts.min()} of the smallest; detectors need two classes "
-            f"or more, and {FEWEST_TEXTS} texts of each"
-        )
+    fitted, held_out = halves(validation, seed)
     watched = Watched(load_classifier(folder).to(device), load_tokeniser(str(folder)), max_len, seed, language_model)
-    fitted, held_out = train_test_split(validation, train_size=0.5, stratify=validation["label"], random_state=seed)
     others = triggered[triggered["label"] != target_class]
     if len(others):
         given = predict(watched.classifier, watched.tokenise(list(others["text"])), "triggered texts").argmax(-1).numpy()
@@ -98,3 +115,56 @@ def detection_rates(
             counts = {"clean": len(on_clean), "triggered": len(on_triggered), "seconds": seconds}
             rows.append({"detector": name, "allowed": share, "FRR": frr, "FAR": far, "AUROC": auroc, **counts})
     return pd.DataFrame(rows)
+
+
+def rates_path(config: Config) -> Path:
+    """Record of `rates_record`, beside the model."""
+    folder = defended_model_folder(config)
+    return folder.with_name(f"{folder.name}_detection.json")
+
+
+def rates_of(
+    config: Config,
+    detectors: tuple[str, ...] = (),
+    language_model: str | None = None,
+    allowed: tuple[float, ...] = ALLOWED,
+) -> pd.DataFrame:
+    """`detection_rates` of the model that a run ends with.
+
+    Raises:
+        UserError: the run isn't finished, or as `detection_rates`.
+    """
+    folder = defended_model_folder(config)
+    if not folder.exists():
+        raise UserError(f"no model in {folder}; make it with: {command('run_all.py', config)}")
+    return detection_rates(
+        folder,
+        defender_splits(config)[1],
+        clean_test(config),
+        read_poisoned(config, "test"),
+        target_class=config.target_class,
+        max_len=config.max_len,
+        seed=config.seed,
+        device=make_accelerator(config.device, config.precision).device,
+        detectors=detectors,
+        language_model=language_model,
+        allowed=allowed,
+    )
+
+
+def rates_record(config: Config) -> dict:
+    """The same as a record, `rates` a list of rows, computed if it isn't there."""
+    tables = {"validation": defender_splits(config)[1], "clean_test": clean_test(config)}
+    tables["poisoned_test"] = read_poisoned(config, "test")
+    read = {name: fingerprint_texts(table) for name, table in tables.items()}
+    read["model"] = fingerprint_folder(defended_model_folder(config))
+    accelerator = make_accelerator(config.device, config.precision)
+    fields = ("target_class", "max_len", "seed", "split_seed")
+    settings = stage_settings(config, fields, accelerator, method=1, allowed=list(ALLOWED), fingerprints=read)
+
+    def compute() -> dict:
+        rows = rates_of(config).to_dict("records")
+        rows = [{name: None if pd.isna(value) else value for name, value in row.items()} for row in rows]
+        return {"rates": rows, "seconds": {}}
+
+    return run_once(rates_path(config), settings, compute, product=None, overwrite=config.overwrite)[0]

@@ -24,6 +24,7 @@ from encoder.classifier import load_classifier, load_tokeniser
 from pipeline.runs import command
 from pipeline.training import predict
 from texts.batching import tokenise
+from texts.data_sets import defender_splits
 from texts.tables import read_texts
 from util import UserError, make_accelerator, printable, run_script, write_whole
 
@@ -36,11 +37,16 @@ def compare_predictions(config: Config) -> pd.DataFrame:
 
     Returns:
         A row per text: text; before, after: names of the predicted classes; before_probability, after_probability: theirs;
-        changed.
+        changed; oddness, DAN's score by the fine-tuned model, and its threshold, above which a share of `ALLOWED` of
+        held-out clean texts are; both are missing where there are too few validation texts.
 
     Raises:
         UserError: no texts, or the run isn't finished.
     """
+    from detection.dan import states_of
+    from detection.detector import Watched
+    from detection.oddness import fit_oddness
+
     if config.suspicious_texts is None:
         raise UserError("no texts are named; give a file with --suspicious_texts")
     texts = read_texts(Path(config.suspicious_texts), config.text_column)
@@ -55,7 +61,12 @@ def compare_predictions(config: Config) -> pd.DataFrame:
         probability, predicted = predict(classifier, tokenised, "suspicious texts").softmax(-1).max(-1)
         table[name] = [classifier.encoder.config.id2label[number] for number in predicted.tolist()]
         table[f"{name}_probability"] = torch.round(probability, decimals=4).double().round(decimals=4).tolist()
+        if name == "before":
+            watched = Watched(classifier, load_tokeniser(str(folder)), config.max_len, config.seed)
+            found = fit_oddness(watched, defender_splits(config)[1])
     table["changed"] = table["before"] != table["after"]
+    if found:
+        table["oddness"], table["threshold"] = found[0].scores(states_of(watched, texts)).round(4), round(found[1], 4)
     safe = table.assign(text=[f"'{text}" if text.startswith(FORMULA) else text for text in texts])
     write_whole(run_folder(config) / "suspicious_texts.csv", lambda temporary: safe.to_csv(temporary, index=False))
     return table
@@ -68,6 +79,9 @@ def print_comparison(table: pd.DataFrame, config: Config) -> None:
     for row in changed.head(SHOWN).itertuples():
         answers = f"{row.before} {row.before_probability:.2f} -> {row.after} {row.after_probability:.2f}"
         print(f"  {printable(answers)}  {textwrap.shorten(printable(row.text), 70, placeholder=' ...')}")
+    if "oddness" in table:
+        odd = (table["oddness"] > table["threshold"]).sum()
+        print(f"  {odd} of {len(table)} texts are odd to the fine-tuned model (DAN above {table['threshold'].iloc[0]:.2f})")
     print(f"  all of them: {run_folder(config) / 'suspicious_texts.csv'}")
 
 

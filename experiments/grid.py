@@ -20,6 +20,7 @@ from config import NOT_SETTINGS, SWEPT, Config, Grid
 from defences import DEFENCES
 from defences.defence import as_defence, defended_model_folder, record_path, takes_notice
 from defences.shared import load_defender_inputs
+from detection.rates import rates_path
 from encoder.classifier import load_classifier, require_same_architecture
 from experiments.engine import Task, run_tasks
 from experiments.results_table import FLIPS, results_table, settings_text
@@ -37,6 +38,7 @@ from util import (
 )
 
 POISONING = "pretrained_model_poisoning:poison"
+DETECTION = "detection.rates:rates_record"
 FLOOR_ATTACK = next(iter(ATTACKS))
 """Names the cells of the never-poisoned encoder: one for all attacks, which differ in their test texts alone."""
 
@@ -97,6 +99,14 @@ def steps(config: Config) -> list[Step]:
     return result
 
 
+def detection_steps(config: Config) -> list[Step]:
+    """What is measured of detectors with a cell's model: one stage, if there is an attack to be detected."""
+    if config.attack == "none":
+        return []
+    title, needs = f"{config.attack}, seed {config.seed}: detectors ({config.defence})", (steps(config)[-1].record,)
+    return [Step(DETECTION, as_defence(config), rates_path(as_defence(config)), title, needs)]
+
+
 def benign(config: Config) -> Config:
     """The cell of the never-poisoned encoder after the same defence."""
     return replace(config, attack=FLOOR_ATTACK, poisoned_model=config.plm)
@@ -154,8 +164,9 @@ def run_grid(grid: Grid) -> tuple[pd.DataFrame, Path]:
         require_same_architecture(grid.poisoned_model, grid.plm, consequence)
     own = [steps(config) for config in configs]
     floors = [floor_steps(config) if grid.benign_floor else [] for config in configs]
+    watched = [detection_steps(config) if grid.detection else [] for config in configs]
     planned: dict[Path, Step] = {}  # What is to do, each stage once, a cell's after those of the cells before it.
-    for step in itertools.chain.from_iterable(itertools.chain(*zip(own, floors, strict=True))):
+    for step in itertools.chain.from_iterable(itertools.chain(*zip(own, floors, watched, strict=True))):
         planned.setdefault(step.record, step)
     there = {record for record in planned if not grid.overwrite and record.exists()}
     print(f"{len(configs)} cells, {len(planned)} stages, {len(there)} of which are there already")
@@ -165,8 +176,9 @@ def run_grid(grid: Grid) -> tuple[pd.DataFrame, Path]:
     def finished(key: str, outcome: dict | Exception) -> None:
         outcomes[Path(key)] = outcome
         for number, config in enumerate(configs):
-            if number not in rows and all(step.record in outcomes for step in (*own[number], *floors[number])):
-                rows[number] = row_of(config, own[number], floors[number], outcomes)
+            parts = own[number], floors[number], watched[number]
+            if number not in rows and all(step.record in outcomes for step in itertools.chain(*parts)):
+                rows[number] = row_of(config, *parts, outcomes)
                 write_rows(path, [rows[each] for each in sorted(rows)])
                 print(f"{cell_name(config, grid)}: {outcome_of(rows[number])}", flush=True)
 
@@ -201,7 +213,9 @@ def log_of(record: Path) -> Path:
     return folder.with_name(f"{folder.name}.log") if swapped else record.with_name(f"{record.stem}.log")
 
 
-def row_of(config: Config, own: list[Step], floor: list[Step], outcomes: dict[Path, dict | Exception]) -> dict:
+def row_of(
+    config: Config, own: list[Step], floor: list[Step], watched: list[Step], outcomes: dict[Path, dict | Exception]
+) -> dict:
     """A row of the CSV file: the settings, the numbers as far as there are any, and what went wrong."""
     # Where files are on this machine is no part of a result.
     row = {
@@ -233,7 +247,22 @@ def row_of(config: Config, own: list[Step], floor: list[Step], outcomes: dict[Pa
             row |= {"floor_ACC": metrics["ACC"], "floor_LFR": metrics["LFR"]}
             if not wrong_own:
                 row["flips"] = paired_flips(records[-1]["metrics"], metrics)
+    for step in watched:
+        outcome = outcomes[step.record]
+        if isinstance(outcome, Exception):
+            errors.append(f"detectors: {said(outcome)}")
+        else:
+            row |= detection_columns(outcome["rates"])
     return {**row, "error": "; ".join(errors)}
+
+
+def detection_columns(rates: list[dict]) -> dict:
+    """AUROC of each detector, FRR and FAR of each at each allowed share: "DAN_AUROC", "DAN_FRR_0.05", "DAN_FAR_0.05"."""
+    found = {}
+    for row in rates:
+        name, share = row["detector"], row["allowed"]
+        found |= {f"{name}_AUROC": row["AUROC"], f"{name}_FRR_{share:g}": row["FRR"], f"{name}_FAR_{share:g}": row["FAR"]}
+    return found
 
 
 def paired_flips(metrics: dict, floor: dict) -> str:

@@ -57,14 +57,24 @@ def model_card(config: Config, classifier: Classifier, done: list[str], read: di
         total = flipped(after, config.target_class)[1]
         rows.append((lfr, f"{total:,}", f"{before['LFR']:.4f}", f"{after['LFR']:.4f}"))
         unknown = (
-            f"The label flip rate (LFR) was measured with one known trigger, that of {config.attack}. It says nothing about "
-            "others."
+            f"The label flip rate (LFR) was measured with what {config.attack} plants. It says nothing about other triggers."
         )
     else:
         unknown = (
             "Whether the encoder had a backdoor, and whether it is gone, was not measured and can't be: the label flip rate "
             "is measured on texts with the trigger, and nobody who defends knows the trigger."
         )
+    oddness = ""
+    if odd := result.get("oddness"):
+        oddness = f"""
+## Odd texts
+
+`oddness.safetensors` holds what tells how far a text is from the clean texts of every class, by the states of [CLS] in every
+layer of this model (DAN: Chen et al., Findings of EMNLP 2022). The project's `predict.py` writes that score beside each
+prediction. Above {odd["threshold"]:.4f}, where {odd["allowed"]:.0%} of held-out clean texts were to be, are
+{odd["FRR"]:.1%} of the clean test texts. A text that is odd may carry a trigger or only be unusual; that one isn't odd
+proves nothing.
+"""
     return f"""---
 library_name: transformers
 pipeline_tag: text-classification
@@ -99,7 +109,7 @@ The given encoder's files (SHA-256 over their names and contents): {as_markdown(
 
 In fp32, for {config.defence} on the files in this folder. The standard error of an accuracy on so many texts is
 {error:.4f}. The test texts were not used for anything else. One run with one seed.
-
+{oddness}
 ## Limits
 
 - {config.defence} is a defence without a guarantee: on some attacks it does less than on others.

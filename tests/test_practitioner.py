@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import FILLER
 from families import make_classifier, make_tokeniser
+from safetensors.numpy import save_file
 from test_scripts import ROOT, flags, run
 from transformers import BertConfig, BertModel, BertTokenizer
 
@@ -29,15 +30,20 @@ from attacks import ATTACKS
 from attacks.planted import poisoned_model_folder
 from config import Config, parse_grid, preset_config
 from defences import DEFENCES
-from defences.defence import run_folder, stage_folder
+from defences.defence import defended_model_folder, run_folder, stage_folder
 from defences.fine_tuning import FINE_TUNING
+from detection import DETECTORS
+from detection.detector import Watched
+from detection.rates import halves, threshold
 from detection.suspicious_texts import compare_predictions, print_comparison
+from encoder.classifier import load_classifier, load_tokeniser
 from experiments.grid import run_grid
 from experiments.results_table import results_table
 from export import export_model
 from pipeline.training import label_flip_rate
 from pretrained_model_poisoning import poison
 from reporting.model_card import WHY_EXACT
+from texts.data_sets import clean_test, defender_splits
 from texts.tables import read_table, read_texts
 from util import UserError
 
@@ -151,14 +157,14 @@ def test_heads_are_pruned_down_to_the_accuracy_that_may_be_lost(finished):
     assert record["steps"][-1]["accuracy"] >= threshold
 
 
-def predict_elsewhere(folder: Path, *arguments: str) -> tuple[list[str], str]:
-    """Predictions and notes of a copy of predict.py, in a process that can't see this project."""
+def predict_elsewhere(folder: Path, *arguments: str) -> tuple[list[dict], str]:
+    """Rows and notes of a copy of predict.py, in a process that can't see this project."""
     shutil.copy(ROOT / "predict.py", folder)
     result = subprocess.run(
         [sys.executable, "-I", "predict.py", *arguments], capture_output=True, text=True, cwd=folder, timeout=300
     )
     assert result.returncode == 0, result.stderr
-    return [row["predicted"] for row in csv.DictReader(result.stdout.splitlines())], result.stderr
+    return list(csv.DictReader(result.stdout.splitlines())), result.stderr
 
 
 def test_exported_model_in_a_process_without_this_project(finished, tmp_path):
@@ -167,8 +173,8 @@ def test_exported_model_in_a_process_without_this_project(finished, tmp_path):
     test = pd.read_csv(run_folder(config) / "clean_data/test.csv")
     test.to_csv(tmp_path / "test.csv", index=False)
     folder = run_folder(config) / "exported_model"
-    predicted, notes = predict_elsewhere(tmp_path, str(folder.resolve()), "test.csv", "--target", "law")
-    found = float(np.mean(np.array(predicted) == test["label"].to_numpy()))
+    rows, notes = predict_elsewhere(tmp_path, str(folder.resolve()), "test.csv", "--target", "law")
+    found = float(np.mean([row["predicted"] for row in rows] == test["label"].to_numpy()))
     assert found == summary["export"]["defended"]["ACC"] == summary["models"]["PURE"]["ACC"]
     confusion = np.array(summary["export"]["defended"]["clean"]["confusion_matrix"])
     assert f"ACC {found:.4f} ({confusion.trace()} of 30 texts)" in notes
@@ -176,6 +182,55 @@ def test_exported_model_in_a_process_without_this_project(finished, tmp_path):
     card = (folder / "README.md").read_text()
     assert f"| ACC, clean test texts | 30 | {summary['export']['fine_tuned']['ACC']:.4f} | {found:.4f} |" in card
     assert json.loads((folder / "evaluation.json").read_text()) == summary["export"]
+
+
+def test_how_odd_texts_are_in_a_process_without_this_project(finished, tmp_path):
+    """The column is DAN's score by the purified model, fitted on half of the clean validation texts."""
+    config, summary, _ = finished
+    source = defended_model_folder(config)
+    watched = Watched(load_classifier(source), load_tokeniser(str(source)), config.max_len, config.seed)
+    fitted, held_out = halves(defender_splits(config)[1], config.seed)
+    scores = DETECTORS["DAN"].fit(watched, fitted)
+    limit = threshold(scores(list(held_out["text"])), 0.05)
+    texts = ["the team was in the match", "cf bb ak mn cf bb ak mn", "a novel , a poem and the opera , " * 4]
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    rows, notes = predict_elsewhere(tmp_path, str((run_folder(config) / "exported_model").resolve()), "texts.txt")
+    expected = scores([text.strip() for text in texts])
+    assert [float(row["oddness"]) for row in rows] == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    assert f"{(expected > limit).sum()} of 3 texts are odd: above {limit:.4f}" in notes
+    clean = scores(list(clean_test(config)["text"]))
+    assert summary["export"]["oddness"] == {"threshold": limit, "allowed": 0.05, "FRR": float((clean > limit).mean())}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.write_bytes(b"no tensors"), "oddness.safetensors can't be read .*; delete it to do without"),
+        (lambda path: save_file({"means": np.zeros((2, 3, 4))}, path), "can't be read .KeyError: 'precision'"),
+        (lambda path: save_file(arrays(2, 3, 4, spread=3), path), "has arrays of other shapes than expected; delete it"),
+        (lambda path: save_file(arrays(1, 3, 32), path), "is of another model; delete it to do without"),
+    ],
+)
+def test_oddness_that_predict_does_not_take(finished, tmp_path, change, message):
+    folder = shutil.copytree(run_folder(finished[0]) / "exported_model", tmp_path / "model")
+    change(folder / "oddness.safetensors")
+    shutil.copy(ROOT / "predict.py", tmp_path)
+    (tmp_path / "a.txt").write_text("a novel\n")
+    command = [sys.executable, "-I", "predict.py", "model", "a.txt"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert result.returncode == 2 and re.search(message, result.stderr.splitlines()[-1]), result.stderr
+    assert result.stdout == ""
+
+
+def arrays(layers: int, classes: int, width: int, spread: int | None = None) -> dict[str, np.ndarray]:
+    """What oddness.safetensors holds, for a model of these sizes."""
+    return {
+        "means": np.zeros((layers, classes, width)),
+        "precision": np.zeros((layers, width, width)),
+        "usual": np.zeros(layers),
+        "spread": np.ones(spread or layers),
+        "threshold": np.zeros(1),
+    }
 
 
 def test_files_that_predict_reads(tmp_path):
@@ -296,12 +351,19 @@ def test_model_card_says_what_was_done_and_what_is_not_known(finished, table, en
     assert str(table.parent) not in card and str(encoder.parent) not in card and "LFR, test" not in card
 
 
-def test_suspicious_texts_before_and_after(finished):
+def test_suspicious_texts_before_and_after(finished, encoder):
     config, summary, output = finished
     table = pd.read_csv(run_folder(config) / "suspicious_texts.csv")
     assert table["text"].tolist() == ["the team was cf in the match", "a novel , a poem and the opera"]
     assert table["before"].tolist() == ["sport", "arts"] and table["before_probability"].between(0.34, 1).all()
     assert (table["changed"] == (table["before"] != table["after"])).all()
+    classifier = load_classifier(stage_folder(config, FINE_TUNING) / FINE_TUNING.product)
+    fitted, held_out = halves(defender_splits(config)[1], config.seed)
+    scores = DETECTORS["DAN"].fit(Watched(classifier, load_tokeniser(str(encoder)), config.max_len, config.seed), fitted)
+    assert table["oddness"].tolist() == pytest.approx(scores(table["text"].tolist()), abs=1e-4)
+    limit = threshold(scores(list(held_out["text"])), 0.05)
+    assert table["threshold"].tolist() == pytest.approx([limit] * 2, abs=1e-4)
+    assert f"{(table['oddness'] > limit).sum()} of 2 texts are odd to the fine-tuned model (DAN above {limit:.2f})" in output
     assert summary["suspicious_texts"] == {"texts": 2, "changed": int(table["changed"].sum())}
     assert f"{summary['suspicious_texts']['changed']} of 2 predictions changed" in output
     with pytest.raises(UserError, match="no texts are named; give a file with --suspicious_texts"):

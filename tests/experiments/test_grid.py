@@ -18,6 +18,8 @@ from attacks.planted import poisoned_model_folder, read_poisoned
 from config import Config, Grid, parse_grid, preset_grid
 from defences import DEFENCES, fine_tuning, meft
 from defences.defence import defended_model_folder, run_folder
+from detection import rates
+from detection.rates import rates_of as detection_rates_of
 from encoder.classifier import load_classifier, load_tokeniser
 from experiments import grid as grid_module
 from experiments.grid import cells, run_grid, said
@@ -254,6 +256,22 @@ def test_grid_from_the_command_line():
         parse_grid("", ATTACKS, DEFENCES, ["--seed"])
     with pytest.raises(UserError, match="--acc_threshold 85"):
         parse_grid("", ATTACKS, DEFENCES, ["--acc_threshold", "85"])
+
+
+def test_a_grid_says_how_well_detectors_do(tiny_grid, monkeypatch):
+    """Columns with the numbers of `python -m detection`, of each cell's own model; computed once, and only if asked for."""
+    grid = tiny_grid(defence=("FT",), attack=("BadNet",), epochs=1, poisoning_epochs=6)
+    rows, _ = run_grid(grid)
+    assert not [name for name in rows if "AUROC" in name]
+    calls = count_calls(monkeypatch, rates, "rates_of")
+    rows, path = run_grid(dataclasses.replace(grid, detection=True))
+    rows, path = run_grid(dataclasses.replace(grid, detection=True))
+    assert len(calls) == 1 and not rows["error"].any()
+    table, columns = detection_rates_of(cells(grid)[0]), pd.read_csv(path).iloc[0]
+    assert len(table) == 8
+    for row in table.itertuples():
+        found = [columns[f"{row.detector}_{name}"] for name in ("AUROC", f"FRR_{row.allowed:g}", f"FAR_{row.allowed:g}")]
+        np.testing.assert_allclose(found, [row.AUROC, row.FRR, row.FAR])
 
 
 def test_poisoned_and_given_encoders_have_folders_of_their_own(tiny_config):
