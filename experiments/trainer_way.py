@@ -15,7 +15,7 @@ import torch
 from sklearn.metrics import accuracy_score
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import AutoModel, DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModel, DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from attention_head_pruning import search_heads
 from attention_normalization import attention_penalty
@@ -126,7 +126,9 @@ def make_trainer(
         disable_tqdm=True,
     )
     kind = partial(PureTrainer, attention=attention) if attention else Trainer
-    return kind(model=model, args=arguments, train_dataset=Rows(texts), data_collator=DataCollatorWithPadding(tokeniser))
+    trainer = kind(model=model, args=arguments, train_dataset=Rows(texts), data_collator=DataCollatorWithPadding(tokeniser))
+    trainer.remove_callback(PrinterCallback)  # Prints a dictionary where there is no progress bar.
+    return trainer
 
 
 def trainer_epochs(
