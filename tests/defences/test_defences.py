@@ -109,9 +109,9 @@ def test_a_stage_script_s_command_line_stands_for_its_defence():
 
 
 def test_what_a_defence_takes_notice_of():
-    assert takes_notice("FT") == takes_notice("MEFT") == {"learning_rate"}
+    assert takes_notice("FT") == takes_notice("MEFT") == takes_notice("erase_relearn") == {"learning_rate"}
     assert takes_notice("SEAM") == takes_notice("discard") == takes_notice("MEFT_frozen_head") == {"learning_rate"}
-    assert takes_notice("FTH") == takes_notice("erase_relearn") == set()
+    assert takes_notice("FTH") == set()
     assert takes_notice("PURE") == {"learning_rate", "penalty_coefficient", "pruning_criterion"}
     assert takes_notice("prune_only") == {"learning_rate", "pruning_criterion"}
     assert takes_notice("normalise_only") == {"learning_rate", "penalty_coefficient"}
