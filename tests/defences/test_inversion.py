@@ -42,6 +42,8 @@ def test_words_are_kept_only_where_they_move_texts_further(classifier, texts, po
     assert first == again and len(first[0]) == 3 and set(first[0]) <= set(pool.tolist())
     untouched = invert(classifier, texts, pool, 1, np.random.default_rng(3), replace(how, sweeps=0))
     assert untouched[0] != first[0] and first[1] >= untouched[1]
+    # Where every text has moved far enough from the start, no word is better than another.
+    assert invert(classifier, texts, pool, 1, np.random.default_rng(3), replace(how, enough=-100.0)) == untouched
 
 
 def test_few_texts_and_few_words_suffice(classifier, texts, pool):
