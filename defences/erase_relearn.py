@@ -182,7 +182,7 @@ def erase_and_relearn(config: Config) -> dict:
         classifier.to(accelerator.device)
 
     def erase(classifier: Classifier, number: int) -> None:
-        few = inputs.train.select(few_of(inputs.train))
+        few = few_of(inputs.train)
         for name, (_, basis) in erase_task(classifier, few, config.erase_rounds, config.erase_spared).items():
             before = blocked.get(name, basis[:, :0]).to(basis)
             blocked[name] = torch.linalg.qr(torch.cat([before, basis], 1))[0].to(classifier.head.weight)
@@ -244,10 +244,10 @@ def find_sequences(config: Config, inputs: DefenderInputs, augmenter: Augmenter,
     """
     classifier = model_before(config, RELEARNING).to(accelerator.device)
     pool = np.union1d(augmenter.toneless, augmenter.words)
-    found = []
+    few, found = few_of(inputs.train), []
     for number, (label, name) in enumerate(list(enumerate(inputs.classes)) * config.inversions if len(pool) else []):
         rng = np.random.default_rng((config.seed, 8, number))
-        sequence, flipped = invert(classifier, inputs.train.select(few_of(inputs.train)), pool, label, rng)
+        sequence, flipped = invert(classifier, few, pool, label, rng)
         augmenter.sequences.append(sequence)
         words = inputs.tokeniser.convert_ids_to_tokens(sequence)
         found.append({"class": name, "words": words, "flipped": round(flipped, 3)})
@@ -255,8 +255,8 @@ def find_sequences(config: Config, inputs: DefenderInputs, augmenter: Augmenter,
     return found
 
 
-def few_of(texts: TokenisedTexts) -> range:
-    return range(min(len(texts), DIRECTIONS_FROM))
+def few_of(texts: TokenisedTexts) -> TokenisedTexts:
+    return texts.select(range(min(len(texts), DIRECTIONS_FROM)))
 
 
 def told(config: Config) -> str:
