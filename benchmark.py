@@ -15,8 +15,6 @@ import copy
 import io
 import multiprocessing
 import os
-import platform
-import resource
 import statistics
 import tempfile
 import time
@@ -50,7 +48,7 @@ from experiments.published_way import (
     published_variance,
 )
 from experiments.trainer_way import TrainerModel, make_trainer, trainer_epochs, trainer_logits, trainer_search
-from pipeline.environment import processor_name
+from pipeline.environment import main_memory_peak, processor_name
 from pipeline.training import accuracy, cross_entropy, fine_tune, predict
 from texts.batching import TokenisedTexts, batches_by_length, shuffled_batches, tokenise, tokens_per_batch
 from texts.data_sets import class_names, defender_splits
@@ -202,7 +200,7 @@ def peak_memory(source: str, way: str, length: int, device_name: str) -> int:
     def used() -> int:
         if device.type == "cuda":
             return torch.cuda.max_memory_allocated(device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+        return main_memory_peak()
 
     before = used()
     if way == "published":

@@ -10,8 +10,6 @@ is. Each run has a process of its own. Time is processor time, which other progr
 import contextlib
 import io
 import multiprocessing
-import platform
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,6 +27,7 @@ from attention_head_pruning import accuracy_without, head_variance, search_heads
 from attention_normalization import pure_objective
 from config import preset_config
 from encoder.classifier import Classifier, load_encoder, load_tokeniser, resolve_plm
+from pipeline.environment import main_memory_peak
 from pipeline.training import Objective, cross_entropy, fine_tune
 from reporting.figures import cost_figure, save_figures
 from texts.batching import TokenisedTexts, tokenise
@@ -71,10 +70,6 @@ def build(layers: int) -> Classifier:
         torch.manual_seed(0)
         encoder = AutoModel.from_config(encoder.config)
     return Classifier(encoder, 2, 0.1, 0)
-
-
-def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
 def cost(number: int, length: int, layers: int, threads: int) -> dict:
@@ -123,7 +118,7 @@ def cost(number: int, length: int, layers: int, threads: int) -> dict:
         train_once(
             partial(pure_objective, attention=classifier.attention, weights=weights, coefficient=config.penalty_coefficient)
         )
-    return {**seconds, "MiB": peak_bytes() / 2**20}
+    return {**seconds, "MiB": main_memory_peak() / 2**20}
 
 
 def main() -> None:

@@ -34,3 +34,10 @@ def processor_name() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def main_memory_peak() -> int:
+    """Bytes of main memory that this process has held at most."""
+    import resource  # Windows has none.
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
