@@ -208,6 +208,7 @@ PRESETS: dict[str, dict] = {
         trigger_dataset="reviews",
         clean_dataset="reviews",
         poisoning_learning_rate=5e-5,
+        poisoning_epochs=4,
         learning_rate=5e-5,
         fth_learning_rate=1e-4,
         acc_threshold=0.8,
