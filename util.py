@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import glob
 import hashlib
 import importlib
@@ -270,7 +271,14 @@ def unwritable(folder: Path, error: OSError) -> UserError:
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of a file."""
+    """SHA-256 of a file; one that is as it was isn't read again, since several stages of a run ask for the same weights."""
+    state = path.stat()
+    return digest(path.absolute(), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def digest(path: Path, *state: int) -> str:
+    """SHA-256 of a file in the state that `Path.stat` gives: the key by which it is kept."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from huggingface_hub import constants, snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from util import UserError, fingerprint, first_line
@@ -46,6 +45,8 @@ def local_folder(source: str, patterns: tuple[str, ...] = ENCODER_FILES) -> Path
     if not folder.is_dir():
         if folder.exists() or source.startswith((".", "/", "~")):
             raise UserError(f"there is no folder {source}; expected one with config.json and model.safetensors")
+        from huggingface_hub import snapshot_download
+
         try:
             folder = Path(snapshot_download(source, allow_patterns=list(patterns), ignore_patterns=["*/*"]))
         except Exception as error:  # The hub's library has some twenty, of several kinds.
@@ -63,10 +64,8 @@ def files_read(folder: Path, patterns: tuple[str, ...] = ENCODER_FILES) -> list[
     Raises:
         UserError: one of them is a link out of the folder, no plain file, can't be read, or names files outside.
     """
-    # In the hub's cache a snapshot is made of links to blobs; nothing else is expected to have any.
-    home, cache = folder.resolve(), Path(constants.HF_HUB_CACHE).resolve()
-    is_snapshot = home.is_relative_to(cache) and home.parent.name == "snapshots"
-    homes = (home, home.parent.parent / "blobs") if is_snapshot else (home,)
+    home = folder.resolve()
+    homes = (home, home.parent.parent / "blobs") if is_snapshot(home) else (home,)
     if not os.access(folder, os.R_OK | os.X_OK):
         raise unreadable(folder)
     files = sorted(path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in patterns))
@@ -81,6 +80,15 @@ def files_read(folder: Path, patterns: tuple[str, ...] = ENCODER_FILES) -> list[
             raise unreadable(path)
         require_own_names(path)
     return files
+
+
+def is_snapshot(home: Path) -> bool:
+    """Whether a folder is one of the hub's cache, made of links to blobs; nothing else is expected to have any."""
+    if home.parent.name != "snapshots":
+        return False
+    from huggingface_hub import constants
+
+    return home.is_relative_to(Path(constants.HF_HUB_CACHE).resolve())
 
 
 def unreadable(path: Path) -> UserError:

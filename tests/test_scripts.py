@@ -363,7 +363,7 @@ def test_model_that_is_nowhere(tmp_path, monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("We couldn't connect to the hub\nand more lines")
 
-    monkeypatch.setattr("encoder.trusted.snapshot_download", offline)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(UserError, match=r"some/model is neither a folder nor to be had from the hub .*couldn't connect"):
         load_encoder("some/model")
 

@@ -121,7 +121,7 @@ def test_a_hub_id_is_fetched_once_and_known_by_its_content(tiny_plm, monkeypatch
         asked.append((name, allow_patterns, ignore_patterns))
         return str(tiny_plm)
 
-    monkeypatch.setattr("encoder.trusted.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     source = resolve_plm("some/model")
     assert fingerprint_encoder(source) == fingerprint_encoder(str(tiny_plm))
     load_encoder(source)

@@ -1,5 +1,6 @@
 """A stage is computed once: what a record belongs to, locks, full disks, damaged checkpoints."""
 
+import hashlib
 import multiprocessing
 import os
 import shutil
@@ -30,6 +31,20 @@ def counted(record: Path, product: Path, settings: dict, log: Path, overwrite: b
         return {"value": settings["x"]}
 
     return run_once(record, settings, compute, product=product, overwrite=overwrite)
+
+
+def test_a_fingerprint_is_of_a_file_as_it_is_now(tmp_path, monkeypatch):
+    path, read = tmp_path / "weights", []
+    digest = hashlib.file_digest
+    monkeypatch.setattr("hashlib.file_digest", lambda file, name: read.append(1) or digest(file, name))
+    path.write_bytes(b"one")
+    assert util.fingerprint(path) == util.fingerprint(path) == hashlib.sha256(b"one").hexdigest() and len(read) == 1
+    before = path.stat()
+    path.write_bytes(b"two")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # As long as before, and as old to those who look at that.
+    assert util.fingerprint(path) == hashlib.sha256(b"two").hexdigest()
+    write_whole(path, lambda temporary: temporary.write_bytes(b"six"))
+    assert util.fingerprint(path) == hashlib.sha256(b"six").hexdigest()
 
 
 def test_a_record_belongs_to_one_product(tmp_path):
