@@ -244,7 +244,7 @@ def row_of(
             errors.append(f"benign floor: {said(wrong)}")
         else:
             metrics = outcomes[floor[-1].record]["metrics"]
-            row |= {"floor_ACC": metrics["ACC"], "floor_LFR": metrics["LFR"]}
+            row |= {f"floor_{name}": metrics[name] for name in RATES if name in metrics}
             if not wrong_own:
                 row["flips"] = paired_flips(records[-1]["metrics"], metrics)
     for step in watched:

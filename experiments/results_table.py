@@ -33,7 +33,11 @@ MAY_VARY = [
     "mixing_share",
 ]
 
-NUMBERS = ["ACC", "LFR", "LFR_worst", "FTR", "poisoned_LFR", "floor_ACC", "floor_LFR", "heads_pruned", "seconds"]
+FLOORS = ["floor_LFR", "floor_LFR_worst", "floor_FTR"]
+"""What is measured of a never-poisoned encoder after the cell's defence, beside its ACC."""
+AVERAGED = ["ACC", "LFR", "LFR_worst", "FTR", "poisoned_LFR", *FLOORS, "heads_pruned", "seconds"]
+"""What the table has means of."""
+NUMBERS = [*AVERAGED, "floor_ACC"]
 """What is measured in a cell."""
 DESCRIBED = ["plm", "poisoned_model", "trigger_dataset", "clean_dataset", "learning_rate", "epochs", "penalty_coefficient"]
 """Settings that a reader of the table asks for first."""
@@ -96,22 +100,22 @@ def varying(table: pd.DataFrame) -> list[str]:
 def aggregate(table: pd.DataFrame) -> pd.DataFrame:
     """One row for each combination of attack, defence and whatever else varies: mean, std and number of seeds.
 
-    Columns: those of the combination; for ACC, LFR, LFR_worst, FTR, poisoned_LFR, floor_LFR, distance, heads_pruned `X`
-    (mean) and `X_std` (of the sample; missing for one seed); distance_low and distance_high, its 95 % interval
+    Columns: those of the combination; for each of `AVERAGED`, and distance, `X` (mean) and `X_std` (of the sample; missing
+    for one seed); distance_low and distance_high, its 95 % interval
     (`distance_interval`); n; failed; best; front. A floor that is none (`without_floor`) doesn't count.
     """
     table = table.copy()
-    for name in ("ACC", "LFR", "LFR_worst", "FTR", "poisoned_LFR", "floor_LFR", "heads_pruned"):
+    for name in AVERAGED:
         if name not in table:
             table[name] = float("nan")
-    table.loc[without_floor(table), "floor_LFR"] = float("nan")
+    table.loc[without_floor(table), FLOORS] = float("nan")
     table["distance"] = table["LFR"] - table["floor_LFR"]
     flips = table["flips"].fillna("") if "flips" in table else ""
     table = table.assign(flips=flips).astype({"flips": object})
     table.loc[table["distance"].isna(), "flips"] = None
     keys = CELL + varying(table)
     groups = table.groupby(keys, sort=False, dropna=False)
-    values = ["ACC", "LFR", "LFR_worst", "FTR", "poisoned_LFR", "floor_LFR", "distance", "heads_pruned"]
+    values = [*AVERAGED, "distance"]
     result = groups[values].mean().join(groups[values].std().add_suffix("_std"))
     result["n"] = groups["ACC"].count()
     intervals = groups["flips"].apply(lambda flips: distance_interval(list(flips.dropna())))
@@ -193,8 +197,6 @@ def shown_cells(result: pd.DataFrame) -> pd.DataFrame:
         "poisoned_LFR": "poisoned LFR",
         "ACC": "ACC",
         "LFR": "LFR",
-        "LFR_worst": "LFR worst",
-        "FTR": "FTR",
         "floor_LFR": "benign floor",
         "distance": "LFR - floor",
     }
@@ -204,10 +206,15 @@ def shown_cells(result: pd.DataFrame) -> pd.DataFrame:
             shown[title] = [with_spread(row, name) for _, row in result.iterrows()]
     if result["distance_low"].notna().any():
         shown["95 % interval"] = [interval(row["distance_low"], row["distance_high"]) for _, row in result.iterrows()]
+    for name, title in {"LFR_worst": "LFR worst", "FTR": "FTR"}.items():
+        for column, of in ((name, title), (f"floor_{name}", f"floor of {title}")):
+            if result[column].notna().any():
+                shown[of] = [with_spread(row, column) for _, row in result.iterrows()]
     shown["LFR"] = [f"**{text}**" if best else text for text, best in zip(shown["LFR"], result["best"], strict=True)]
     if varies:
         shown["LFR"] = [f"{text} *" if front else text for text, front in zip(shown["LFR"], result["front"], strict=True)]
     shown["heads pruned"] = [f"{value:.1f}" if pd.notna(value) else "-" for value in result["heads_pruned"]]
+    shown["seconds"] = [f"{value:.0f}" if pd.notna(value) else "-" for value in result["seconds"]]
     shown["seeds"] = result["n"].astype(str) + result["failed"].map(lambda failed: f" ({failed} failed)" if failed else "")
     return shown
 
@@ -265,6 +272,8 @@ def grid_command(path: Path) -> str:
             words += [f"--{field.name}", *(part for value in values for part in split_value(field.name, value))]
     if "floor_LFR" in table and (table["floor_LFR"] != "").any():
         words.append("--benign_floor")
+    if any(name.endswith("_AUROC") for name in table):
+        words.append("--detection")
     if path.stem != "grid":
         words += ["--table", path.stem]
     return shlex.join(words)

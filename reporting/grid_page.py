@@ -9,9 +9,9 @@ import pandas as pd
 from config import NOT_SETTINGS, SWEPT, Config
 from defences.defence import takes_notice
 from experiments.results_table import (
+    AVERAGED,
     CELL,
     MAY_VARY,
-    NUMBERS,
     aggregate,
     floor_notes,
     grid_command,
@@ -94,7 +94,7 @@ def combine(paths: list[Path]) -> pd.DataFrame:
         UserError: a file is no grid's, a cell is there twice, or the files differ in a setting that the table doesn't name.
     """
     rows = pd.concat([read_grid(path) for path in paths], ignore_index=True)
-    for name in NUMBERS:
+    for name in AVERAGED:
         if name not in rows:
             rows[name] = float("nan")
     settings = [field.name for field in dataclasses.fields(Config) if field.name in rows]
@@ -112,7 +112,7 @@ def combine(paths: list[Path]) -> pd.DataFrame:
 
 def seeds_table(rows: pd.DataFrame, varies: list[str]) -> dict:
     """Every cell of the grid, and what went wrong in it."""
-    measured = [name for name in NUMBERS if name != "floor_ACC" and (name in ("ACC", "LFR") or rows[name].notna().any())]
+    measured = [name for name in AVERAGED if name in ("ACC", "LFR") or rows[name].notna().any()]
     columns = [*CELL, *varies, "seed", *measured]
     shown = rows[columns].copy()
     for name in columns:

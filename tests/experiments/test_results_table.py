@@ -55,9 +55,9 @@ def test_aggregation():
 
 def test_table_as_markdown():
     lines = results_table(made_up()).splitlines()
-    assert lines[0] == "| attack | defence | ACC | LFR | benign floor | LFR - floor | heads pruned | seeds |"
-    assert lines[3] == "| BadNet | PURE | 0.860 ± 0.028 | **0.250 ± 0.071** | 0.150 ± 0.071 | 0.100 ± 0.000 | - | 2 |"
-    assert lines[4] == "| StyleBkd | FT | 0.900 | **0.500** | 0.400 | 0.100 | - | 1 |"
+    assert lines[0] == "| attack | defence | ACC | LFR | benign floor | LFR - floor | heads pruned | seconds | seeds |"
+    assert lines[3] == "| BadNet | PURE | 0.860 ± 0.028 | **0.250 ± 0.071** | 0.150 ± 0.071 | 0.100 ± 0.000 | - | - | 2 |"
+    assert lines[4] == "| StyleBkd | FT | 0.900 | **0.500** | 0.400 | 0.100 | - | - | 1 |"
 
 
 def test_interval_of_the_distance_is_over_texts_and_seeds():
@@ -92,10 +92,14 @@ def test_a_seed_that_failed_leaves_the_interval_of_the_others():
 
 def test_what_only_some_attacks_have_has_columns_where_it_was_measured():
     lines = results_table(made_up().assign(LFR_worst=np.nan, FTR=[0.1, 0.3, np.nan, np.nan, np.nan])).splitlines()
-    assert lines[0] == "| attack | defence | ACC | LFR | FTR | benign floor | LFR - floor | heads pruned | seeds |"
-    assert "| 0.200 ± 0.141 |" in lines[2] and " | - | 0.150" in lines[3]
-    worst = results_table(made_up().assign(LFR_worst=0.9)).splitlines()
-    assert "| LFR | LFR worst | benign floor |" in worst[0] and "| 0.900 ± 0.000 |" in worst[2]
+    assert lines[0] == "| attack | defence | ACC | LFR | benign floor | LFR - floor | FTR | heads pruned | seconds | seeds |"
+    assert lines[2].endswith("| 0.800 ± 0.141 | 0.200 ± 0.141 | - | - | 2 |")
+    assert lines[3].endswith("| 0.100 ± 0.000 | - | - | - | 2 |")
+    worst = made_up().assign(LFR_worst=0.9, floor_LFR_worst=0.2, floor_ACC=[0.9, 0.9, 0.9, 0.1, 0.9], seconds=range(1, 6))
+    lines = results_table(worst).splitlines()
+    assert "| LFR - floor | LFR worst | floor of LFR worst | heads pruned | seconds | seeds |" in lines[0]
+    assert lines[2].endswith("| 0.900 ± 0.000 | 0.200 ± 0.000 | - | 2 | 2 |")
+    assert lines[3].endswith("| 0.900 ± 0.000 | 0.200 | - | 4 | 2 |"), "one of two floors is none"
 
 
 def test_a_floor_that_learned_nothing_is_none():
