@@ -227,7 +227,7 @@ FIELD_HELP = {
     "defence": "What is done with the suspicious encoder.",
 }
 
-# What numbers have to be.
+# What numbers have to be, in those kinds of Config that have them.
 AT_LEAST = {
     "prune_step": 1,
     "batch_size": 1,
@@ -244,10 +244,12 @@ AT_LEAST = {
     "erase_rounds": 0,
     "relearning_epochs": 1,
     "target_class": 0,
+    "workers": 1,
+    "threads": 1,
 }
 SHARES = (
     *("rare_word_share", "hiddenkiller_share", "stylebkd_share"),
-    *("acc_threshold", "acc_drop", "classifier_dropout", "erase_spared", "mixing_share"),
+    *("acc_threshold", "acc_drop", "classifier_dropout", "erase_spared", "mixing_share", "allowed"),
 )
 WEIGHTS = ("penalty_coefficient", "ripple_coefficient")
 RATES = (
@@ -308,10 +310,6 @@ def parse_grid(description: str, attacks: Table, defences: Table, args: list[str
     for name in SWEPT:
         if not getattr(grid, name):
             raise UserError(f"--{name} is empty; expected one value or more")
-    for name in ("workers", "threads"):
-        value = getattr(grid, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value} is out of range; expected 1 or more")
     grid = replace(grid, **{name: tuple(dict.fromkeys(getattr(grid, name))) for name in SWEPT})
     check_ranges(grid)
     return grid
@@ -373,7 +371,7 @@ def check_ranges(config: Config) -> None:
     """Raise a UserError for a number that makes no sense, before anything is run with it."""
 
     def require(name: str, fits: Callable[[float], bool], expected: str) -> None:
-        value = getattr(config, name)
+        value = getattr(config, name, None)
         for each in value if isinstance(value, tuple) else (value,):
             if each is not None and not fits(each):
                 raise UserError(f"--{name} {each} is out of range; expected {expected}")

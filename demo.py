@@ -94,10 +94,8 @@ def build(examiner: "Examiner") -> "gradio.Blocks":
 
 def main() -> None:
     demo = parse(Demo, lambda preset: Demo(**vars(preset_config(preset))), __doc__, ATTACKS, DEFENCES, None)
+    check_ranges(demo)
     config = Config(**{field.name: getattr(demo, field.name) for field in dataclasses.fields(Config)})
-    check_ranges(config)
-    if not 0 <= demo.allowed <= 1:
-        raise UserError(f"--allowed {demo.allowed} is out of range; expected 0 to 1")
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the page needs Gradio, which isn't installed; install it with: pip install gradio")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

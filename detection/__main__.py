@@ -34,13 +34,10 @@ class Detection(Grid):
 
 
 def check_options(options: Detection) -> None:
-    """Raise a UserError for an unknown detector or a share that is none."""
+    """Raise a UserError for an unknown detector, or where there is no attack."""
     for name in options.detectors:
         if name not in DETECTORS:
             raise UserError(f"--detectors {name} is none; expected one or more of {', '.join(DETECTORS)}")
-    for share in options.allowed:
-        if not 0 <= share <= 1:
-            raise UserError(f"--allowed {share} is out of range; expected 0 to 1")
     if "none" in options.attack:
         raise UserError("detectors are measured on triggered texts; name the attack of the runs with --attack")
 

@@ -8,8 +8,7 @@ import safetensors.numpy
 import torch
 
 from detection.dan import Distances, fit_distances, states_of
-from detection.detector import Watched
-from detection.rates import halves, threshold
+from detection.detector import Watched, halves, threshold
 from util import UserError
 
 FILE = "oddness.safetensors"

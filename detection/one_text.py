@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 
 from attacks import ATTACKS
 from attacks.planted import poisoned_model_folder, read_poisoned
@@ -12,8 +11,7 @@ from config import Config
 from defences.defence import as_defence, defended_model_folder, product_path
 from defences.fine_tuning import FINE_TUNING
 from detection import DETECTORS
-from detection.detector import Scores, Watched
-from detection.rates import halves, threshold
+from detection.detector import Scores, Watched, threshold
 from detection.states import draw_for_probe, fit_head
 from encoder.classifier import Classifier, load_classifier, load_encoder, load_tokeniser, resolve_plm
 from pipeline.runs import command
@@ -105,7 +103,7 @@ def put_in(text: str, trigger: str) -> str:
 def examine(config: Config, detectors: tuple[str, ...], allowed: float) -> Examiner:
     """Load the models of a finished run, and fit detectors on its clean validation texts.
 
-    As in `detection.rates`, a detector is fitted on half of the validation texts, and its threshold set on the other half.
+    A detector is fitted on half of the validation texts, and its threshold set on the other half.
 
     Args:
         detectors: names.
@@ -132,13 +130,10 @@ def examine(config: Config, detectors: tuple[str, ...], allowed: float) -> Exami
     released = Classifier(load_encoder(encoder), len(classes), 0.0, config.seed).to(device)
     fit_head(released, tokenise(draw_for_probe(train, config.seed), tokeniser, config.max_len))
     models = {RELEASED: released} | {name: load_classifier(folder).to(device) for name, folder in folders.items()}
-    fitted, held_out = halves(validation, config.seed)
     found: dict[str, dict[str, tuple[Scores, float]]] = {}
     for model in folders:
         watched = Watched(models[model], tokeniser, config.max_len, config.seed)
         for name in detectors:
-            torch.manual_seed(config.seed)
-            scores = DETECTORS[name].fit(watched, fitted)
-            limit = threshold(scores(list(held_out["text"])), allowed)
-            found.setdefault(model, {})[name] = (scores, limit)
+            scores, usual = DETECTORS[name].calibrate(watched, validation)
+            found.setdefault(model, {})[name] = (scores, threshold(usual, allowed))
     return Examiner(config, classes, tokeniser, models, found)

@@ -11,40 +11,16 @@ from attacks.planted import read_poisoned
 from config import Config
 from defences.defence import defended_model_folder
 from detection import DETECTORS
-from detection.detector import Watched
+from detection.detector import Watched, threshold
 from encoder.classifier import load_classifier, load_tokeniser
 from pipeline.runs import command, stage_settings
 from pipeline.stage import run_once
 from pipeline.training import predict
 from texts.data_sets import clean_test, defender_splits, fingerprint_texts
-from texts.tables import FEWEST_TEXTS
 from util import UserError, fingerprint_folder, make_accelerator
 
 ALLOWED = (0.01, 0.05)
 """Shares of clean texts that may be rejected falsely; thresholds are set for each."""
-
-
-def threshold(scores: np.ndarray, allowed: float) -> float:
-    """The lowest of some scores that no more than a share of them are above."""
-    above = min(int(allowed * len(scores)), len(scores) - 1)
-    return float(np.sort(scores)[-1 - above])
-
-
-def halves(validation: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Clean validation texts to fit a detector on, and to set its threshold on.
-
-    Raises:
-        UserError: fewer than two classes, or too few texts.
-    """
-    from sklearn.model_selection import train_test_split
-
-    counts = validation["label"].value_counts()
-    if len(counts) < 2 or counts.min() < FEWEST_TEXTS:
-        raise UserError(
-            f"validation texts are of {len(counts)} classes, {counts.min()} of the smallest; detectors need two classes "
-            f"or more, and {FEWEST_TEXTS} texts of each"
-        )
-    return tuple(train_test_split(validation, train_size=0.5, stratify=validation["label"], random_state=seed))
 
 
 def detection_rates(
@@ -91,7 +67,6 @@ def detection_rates(
             raise UserError(f"{name} needs a language model, such as GPT-2; name its folder with --language_model")
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; expected a classifier, as a run writes it")
-    fitted, held_out = halves(validation, seed)
     watched = Watched(load_classifier(folder).to(device), load_tokeniser(str(folder)), max_len, seed, language_model)
     others = triggered[triggered["label"] != target_class]
     if len(others):
@@ -100,8 +75,8 @@ def detection_rates(
     rows = []
     for name in names:
         started = time.perf_counter()
-        score = DETECTORS[name].fit(watched, fitted)
-        usual, on_clean = score(list(held_out["text"])), score(list(clean["text"]))
+        score, usual = DETECTORS[name].calibrate(watched, validation)
+        on_clean = score(list(clean["text"]))
         on_triggered = score(list(others["text"])) if len(others) else np.empty(0)
         far, auroc = np.nan, np.nan
         if len(others):
@@ -123,13 +98,27 @@ def rates_path(config: Config) -> Path:
     return folder.with_name(f"{folder.name}_detection.json")
 
 
+def tables_of(config: Config) -> dict[str, pd.DataFrame]:
+    """The texts that detectors are measured with: validation, clean_test, poisoned_test.
+
+    Raises:
+        UserError: there are none of a kind, or the poisoned ones are not made yet.
+    """
+    tables = {"validation": defender_splits(config)[1], "clean_test": clean_test(config)}
+    return tables | {"poisoned_test": read_poisoned(config, "test")}
+
+
 def rates_of(
     config: Config,
     detectors: tuple[str, ...] = (),
     language_model: str | None = None,
     allowed: tuple[float, ...] = ALLOWED,
+    tables: dict[str, pd.DataFrame] | None = None,
 ) -> pd.DataFrame:
     """`detection_rates` of the model that a run ends with.
+
+    Args:
+        tables: what `tables_of` gives, if it is there already.
 
     Raises:
         UserError: the run isn't finished, or as `detection_rates`.
@@ -137,11 +126,12 @@ def rates_of(
     folder = defended_model_folder(config)
     if not folder.exists():
         raise UserError(f"no model in {folder}; make it with: {command('run_all.py', config)}")
+    tables = tables or tables_of(config)
     return detection_rates(
         folder,
-        defender_splits(config)[1],
-        clean_test(config),
-        read_poisoned(config, "test"),
+        tables["validation"],
+        tables["clean_test"],
+        tables["poisoned_test"],
         target_class=config.target_class,
         max_len=config.max_len,
         seed=config.seed,
@@ -154,8 +144,7 @@ def rates_of(
 
 def rates_record(config: Config) -> dict:
     """The same as a record, `rates` a list of rows, computed if it isn't there."""
-    tables = {"validation": defender_splits(config)[1], "clean_test": clean_test(config)}
-    tables["poisoned_test"] = read_poisoned(config, "test")
+    tables = tables_of(config)
     read = {name: fingerprint_texts(table) for name, table in tables.items()}
     read["model"] = fingerprint_folder(defended_model_folder(config))
     accelerator = make_accelerator(config.device, config.precision)
@@ -163,7 +152,7 @@ def rates_record(config: Config) -> dict:
     settings = stage_settings(config, fields, accelerator, method=1, allowed=list(ALLOWED), fingerprints=read)
 
     def compute() -> dict:
-        rows = rates_of(config).to_dict("records")
+        rows = rates_of(config, tables=tables).to_dict("records")
         rows = [{name: None if pd.isna(value) else value for name, value in row.items()} for row in rows]
         return {"rates": rows, "seconds": {}}
 

@@ -1,14 +1,18 @@
 """What the command line takes and refuses, before anything is run with it."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import config
 from attacks import ATTACKS
-from config import parse_config, parse_grid
+from config import Grid, parse_config, parse_grid
 from defences import DEFENCES
+from demo import Demo
+from detection.__main__ import Detection
 from util import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +38,12 @@ def test_numbers_that_make_no_sense_are_refused(flag, value):
     for parse in (parse_config, parse_grid):
         with pytest.raises(UserError, match=f"^{flag} .* is out of range; expected"):
             parse("", ATTACKS, DEFENCES, [flag, value])
+
+
+def test_every_range_is_of_a_setting():
+    """A name that none of them has is looked at nowhere."""
+    settings = {field.name for kind in (Grid, Detection, Demo) for field in dataclasses.fields(kind)}
+    assert {*config.AT_LEAST, *config.SHARES, *config.WEIGHTS, *config.RATES} <= settings
 
 
 @pytest.mark.parametrize("words", [[""], ["cf", " "]])

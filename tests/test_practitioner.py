@@ -33,8 +33,7 @@ from defences import DEFENCES
 from defences.defence import defended_model_folder, run_folder, stage_folder
 from defences.fine_tuning import FINE_TUNING
 from detection import DETECTORS
-from detection.detector import Watched
-from detection.rates import halves, threshold
+from detection.detector import Watched, halves, threshold
 from detection.suspicious_texts import compare_predictions, print_comparison
 from encoder.classifier import load_classifier, load_tokeniser
 from experiments.grid import run_grid

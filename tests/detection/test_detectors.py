@@ -22,9 +22,9 @@ from defences import DEFENCES
 from defences.defence import as_defence, defended_model_folder
 from detection import DETECTORS, __main__, badacts, rap, rates, strip
 from detection.__main__ import Detection, check_options
-from detection.detector import Detector, Watched
+from detection.detector import Detector, Watched, threshold
 from detection.onion import load_language_model, perplexities
-from detection.rates import detection_rates, threshold
+from detection.rates import detection_rates
 from encoder.classifier import load_classifier, load_tokeniser, save_classifier
 from pipeline.training import predict
 from texts.batching import TokenisedTexts, shuffled_batches

@@ -44,9 +44,9 @@ def count_calls(monkeypatch, module, name: str) -> list[Config]:
     """The configurations a stage is called with from now on."""
     calls, stage = [], getattr(module, name)
 
-    def counted(config):
+    def counted(config, **also):
         calls.append(config)
-        return stage(config)
+        return stage(config, **also)
 
     monkeypatch.setattr(module, name, counted)
     return calls
