@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -72,13 +73,13 @@ def run_all(config: Config) -> dict:
         also["data"] = divide_clean_data(config, total)
         number = 2
     save_json(folder / "config.json", dataclasses.asdict(config))
-    seconds = {name: record["seconds"] for name, record in records.items()}
+    seconds = {name: Counter(record["seconds"]) for name, record in records.items()}
     for stage in stages:
         heading(f"{number}/{total} {stage.title}", stage.told(config))
         record = run_stage(stage, config)
         number += 1
         name = "fine_tuned" if stage == FINE_TUNING and stage != defence.last else config.defence
-        seconds[name] = {**seconds.get(name, {}), **record["seconds"]}
+        seconds.setdefault(name, Counter()).update(record["seconds"])
         if "pruned_heads" in record:
             also["heads_pruned"] = sum(map(len, record["pruned_heads"].values()))
             also["heads"] = sum(map(len, record["variance"]))

@@ -146,10 +146,8 @@ def train_once(
     checkpoints = tuple(record.with_name(f"{phase.name}.checkpoint.pt") for phase in phases)
 
     def compute() -> dict:
-        classifier = begin() if begin else new_classifier(config, inputs)
-        prepare(classifier)
         return train_and_measure(
-            classifier,
+            begin() if begin else new_classifier(config, inputs),
             phases,
             config=config,
             inputs=inputs,
@@ -157,6 +155,7 @@ def train_once(
             settings=settings,
             checkpoints=checkpoints,
             model_folder=product_path(config, stage),
+            prepare=prepare,
             **also,
         )
 

@@ -106,6 +106,7 @@ def train_and_measure(
     settings: dict,
     checkpoints: tuple[Path, ...],
     model_folder: Path,
+    prepare: Callable[[Classifier], None] = lambda classifier: None,
     **also: object,
 ) -> dict:
     """Fine-tune on clean texts in one phase or several, measure, and write the model.
@@ -113,15 +114,24 @@ def train_and_measure(
     Args:
         settings: all that the result depends on.
         checkpoints: one for each phase.
+        prepare: what is done to the classifier before the first phase, in place.
         also: further entries of the record.
 
     Returns:
-        Of the stage's record: metrics on the test sets; validation accuracy; `also`; seconds; `training`, name of each phase
-        to its history; the environment.
+        Of the stage's record: metrics on the test sets; validation accuracy; `also`; seconds, of which `preparation` is all
+        that is done before and after phases; `training`, name of each phase to its history; the environment.
     """
-    histories = {}
+    histories, preparation = {}, 0.0
+
+    def timed(change: Callable[[Classifier], None]) -> None:
+        nonlocal preparation
+        started = time.perf_counter()
+        change(classifier)
+        preparation += time.perf_counter() - started
+
+    timed(prepare)
     for phase, checkpoint in zip(phases, checkpoints, strict=True):
-        phase.before(classifier)
+        timed(phase.before)
         histories[phase.name] = fine_tune(
             classifier,
             phase.texts or inputs.train,
@@ -139,7 +149,7 @@ def train_and_measure(
             settings=settings,
             description=phase.description,
         )
-        phase.after(classifier)
+        timed(phase.after)
     started = time.perf_counter()
     metrics = measure(classifier, inputs.measured, config.target_class, accelerator)
     validation_accuracy = accuracy(classifier, inputs.validation, "validation", accelerator)
@@ -149,6 +159,7 @@ def train_and_measure(
         "validation_accuracy": validation_accuracy,
         **also,
         "seconds": {
+            "preparation": round(preparation, 1),
             "training": round(sum(sum(history["seconds"]) for history in histories.values()), 1),
             "evaluation": round(time.perf_counter() - started, 1),
         },

@@ -1,6 +1,7 @@
 """Each defence does what its row says, from the encoder that was released."""
 
 import dataclasses
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -23,13 +24,25 @@ from defences.defence import (
     takes_notice,
 )
 from defences.fine_tuning import FINE_TUNING
+from defences.shared import train_released
 from experiments.grid import run_grid
+from pipeline.defender import Phase
+from pipeline.training import cross_entropy
 from util import load_json
 
 
 def defend(config):
     config = as_defence(config)
     return [run_stage(stage, config) for stage in DEFENCES[config.defence].stages][-1]
+
+
+def test_seconds_are_of_all_that_a_defence_does(given):
+    def slow(classifier):
+        time.sleep(0.2)
+
+    phases = [Phase(name, name, cross_entropy, 1, before=slow, after=slow) for name in ("a", "b")]
+    seconds = train_released(given, FINE_TUNING, phases, prepare=slow)["seconds"]
+    assert seconds.keys() == {"preparation", "training", "evaluation"} and seconds["preparation"] > 0.9
 
 
 def test_meft_maximises_entropy_first(given):
