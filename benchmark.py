@@ -10,9 +10,7 @@ where there is bf16, eager attention for the penalty alone, masks for pruned hea
 against each other in fp32: loss, variances and pruned heads have to agree.
 """
 
-import contextlib
 import copy
-import io
 import multiprocessing
 import os
 import statistics
@@ -31,14 +29,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from attention_head_pruning import accuracy_without, head_variance, search_heads
-from attention_normalization import pure_objective
+from attention_head_pruning import head_variance
 from config import Config, preset_config
 from encoder.classifier import Classifier, load_encoder, load_tokeniser, resolve_plm
 from encoder.cls_attention import Heads
+from experiments.our_way import our_epochs, our_objective, our_search
 from experiments.published_way import (
-    COEFFICIENT,
-    WEIGHTS,
     Published,
     padded_batch,
     published_epochs,
@@ -49,7 +45,7 @@ from experiments.published_way import (
 )
 from experiments.trainer_way import TrainerModel, make_trainer, trainer_epochs, trainer_logits, trainer_search
 from pipeline.environment import main_memory_peak, processor_name
-from pipeline.training import accuracy, cross_entropy, fine_tune, predict
+from pipeline.training import accuracy, predict
 from texts.batching import TokenisedTexts, batches_by_length, shuffled_batches, tokenise, tokens_per_batch
 from texts.data_sets import class_names, defender_splits
 from util import UserError, choose_device, has_native_bf16, make_accelerator, quieten_libraries, run_script, save_json
@@ -80,44 +76,6 @@ class Benchmark:
     """Tokens per text where peak memory is measured; 0: not measured."""
     output: str = "results/benchmark.json"
     """Where the numbers are written."""
-
-
-# --------------------------------------------------------------------------------------------------------------- ours
-
-
-def our_search(classifier: Classifier, texts: TokenisedTexts, config: Config, precision: str) -> tuple[Heads, list[dict]]:
-    variance = head_variance(classifier, texts, config.max_len)
-    measure_accuracy = accuracy_without(classifier, texts, make_accelerator(config.device, precision))
-    try:
-        return search_heads(variance, measure_accuracy, config.acc_threshold, config.prune_step)
-    finally:
-        classifier.attention.pruned = {}
-
-
-def our_objective(classifier: Classifier, penalty: bool) -> Callable:
-    layers = len(classifier.attention.num_heads)
-    pure = partial(pure_objective, attention=classifier.attention, weights=[WEIGHTS] * layers, coefficient=COEFFICIENT)
-    return pure if penalty else cross_entropy
-
-
-def our_epochs(
-    classifier: Classifier, texts: TokenisedTexts, penalty: bool, config: Config, precision: str, epochs: int
-) -> float:
-    """Train; the seconds of the last epoch."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        history = fine_tune(
-            classifier,
-            texts,
-            our_objective(classifier, penalty),
-            learning_rate=config.learning_rate,
-            epochs=epochs,
-            config=config,
-            accelerator=make_accelerator(config.device, precision),
-            checkpoint=Path(folder) / "checkpoint.pt",
-            settings={},
-            description="benchmark",
-        )
-    return history["seconds"][-1]
 
 
 # -------------------------------------------------------------------------------------------------------- measurements

@@ -8,9 +8,7 @@ is. Each run has a process of its own. Time is processor time, which other progr
 """
 
 import contextlib
-import io
 import multiprocessing
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,11 +22,10 @@ import tyro
 from tqdm import tqdm
 
 from attention_head_pruning import accuracy_without, head_variance, search_heads
-from attention_normalization import pure_objective
 from config import preset_config
 from encoder.classifier import Classifier, load_encoder, load_tokeniser, resolve_plm
+from experiments.our_way import our_epochs
 from pipeline.environment import main_memory_peak
-from pipeline.training import Objective, cross_entropy, fine_tune
 from reporting.figures import cost_figure, save_figures
 from texts.batching import TokenisedTexts, tokenise
 from texts.data_sets import defender_splits
@@ -91,33 +88,15 @@ def cost(number: int, length: int, layers: int, threads: int) -> dict:
         yield
         seconds[part] = time.process_time() - started
 
-    def train_once(objective: Objective) -> None:
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            fine_tune(
-                classifier,
-                train,
-                objective,
-                learning_rate=config.learning_rate,
-                epochs=1,
-                config=config,
-                accelerator=accelerator,
-                checkpoint=Path(folder) / "checkpoint.pt",
-                settings={},
-                description="cost",
-            )
-
     with timed("fine-tuning"):
-        train_once(cross_entropy)
+        our_epochs(classifier, train, False, config, "auto", 1)
     with timed("variances"):
         variance = head_variance(classifier, validation, length)
     with timed("search"):
         search_heads(variance, accuracy_without(classifier, validation, accelerator), 0.0, config.prune_step)
     classifier.attention.pruned = {}
     with timed("second fine-tuning"):
-        weights = [1.0] * len(classifier.attention.num_heads)
-        train_once(
-            partial(pure_objective, attention=classifier.attention, weights=weights, coefficient=config.penalty_coefficient)
-        )
+        our_epochs(classifier, train, True, config, "auto", 1)
     return {**seconds, "MiB": main_memory_peak() / 2**20}
 
 
