@@ -6,6 +6,7 @@ near that mean and near each other.
 
 import unicodedata
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -25,11 +26,12 @@ PART = 1024
 """Rows whose cosines to all others are held at a time."""
 
 
-def robust_z(values: torch.Tensor) -> torch.Tensor:
-    """Distance from the median in units of 1.4826 times the median absolute deviation, which are standard deviations where
-    values are normally distributed; [row]."""
-    median = values.median()
-    return (values - median) / (1.4826 * (values - median).abs().median()).clamp_min(1e-12)
+def robust_z(values: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Distance from the median of some values in units of 1.4826 times their median absolute deviation, which are standard
+    deviations where they are normally distributed."""
+    from scipy.stats import median_abs_deviation
+
+    return (values - np.median(among)) / max(median_abs_deviation(among, scale="normal"), 1e-12)
 
 
 def rows_of_words(weight: torch.Tensor, words: Words) -> torch.Tensor:
@@ -39,9 +41,8 @@ def rows_of_words(weight: torch.Tensor, words: Words) -> torch.Tensor:
 
 def norm_outliers(rows: torch.Tensor, words: Words, number: int) -> pd.DataFrame:
     """The rows of the oddest length: word, norm, z; the oddest first."""
-    norm = rows.norm(dim=1)
-    z = robust_z(norm)
-    table = pd.DataFrame({"word": list(words), "norm": norm.numpy(), "z": z.numpy()})
+    norm = rows.norm(dim=1).numpy()
+    table = pd.DataFrame({"word": list(words), "norm": norm, "z": robust_z(norm, norm)})
     return table.loc[table["z"].abs().sort_values(ascending=False, kind="stable").index[:number]]
 
 

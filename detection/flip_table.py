@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from detection.embedding_rows import robust_z
 from detection.slots import Slots, first_order, inserted, open_slots, without_holder
 from detection.vocabulary import letter_pairs, whole_words
 from encoder.classifier import Classifier
@@ -136,8 +137,7 @@ def flip_table(
     Returns:
         A row per class and word: class; rank, from 1; word; known, whether some clean text has it; estimate, by first order,
         and estimate_rank; texts that it was inserted into, 0 for most; flipped, the share of them that then are given the
-        class; shift, the mean change of its log-odds; z, the shift less the median of random words, over 1.4826 times their
-        median absolute deviation.
+        class; shift, the mean change of its log-odds; z, the `robust_z` of that among random words.
         The same of the random words: class, word, texts, flipped, shift.
 
     Raises:
@@ -158,9 +158,7 @@ def flip_table(
         table["texts"] = table["texts"].astype(int)
         table["estimate_rank"] = table["estimate"].rank(ascending=False, method="first").astype(int)
         table = table.sort_values(["texts", "flipped", "shift", "estimate"], ascending=False, kind="stable")
-        middle = chance["shift"].median()
-        spread = 1.4826 * (chance["shift"] - middle).abs().median()
-        table["z"] = (table["shift"] - middle) / max(spread, 1e-12)
+        table["z"] = robust_z(table["shift"], chance["shift"])
         table = table.assign(**{"class": target, "rank": range(1, len(table) + 1)})
         tables.append(table[COLUMNS])
         random_tables.append(chance.assign(**{"class": target}))

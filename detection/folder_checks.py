@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-from encoder.trusted import read_object, require_two_ends, rewriting
+from encoder.trusted import PICKLES, read_object, require_two_ends, rewriting
 from util import UserError
 
 NAMES_CODE = ("auto_map", "custom_pipelines")
 """Keys of JSON files that send the loading code to code in the folder or on the hub."""
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 def folder_findings(folder: Path, tokeniser) -> list[str]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from encoder.cls_attention import FAMILIES, Heads, compute_only_cls, install_cls_attention, remove_pruned_heads
 from encoder.dropout import FastDropout, replace_dropout
-from encoder.trusted import TOKENISER_FILES, forget_unknown, local_folder, require_possible_parts, weight_sizes
+from encoder.trusted import PICKLES, TOKENISER_FILES, forget_unknown, local_folder, require_possible_parts, weight_sizes
 from util import UserError, fingerprint, first_line, whole_folder
 
 if TYPE_CHECKING:  # Seconds to import, and a finished run needs none of it.
@@ -275,7 +275,7 @@ def require_safetensors(folder: Path) -> None:
     if "config.json" not in found:
         raise UserError(f"no config.json in {folder}; expected an encoder as save_pretrained writes it")
     if not any(name.endswith(".safetensors") for name in found):
-        pickles = [name for name in found if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))]
+        pickles = [name for name in found if name.endswith(PICKLES)]
         what = f"only pickled weights ({', '.join(pickles)}), which can run code when opened" if pickles else "no weights"
         raise UserError(f"{folder} holds {what}; expected model.safetensors (save_pretrained writes it)")
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # Seconds to import, and a finished run needs none of it.
 TOKENISER_FILES = ("*.json", "*.txt", "*.model")
 """All that loading a tokeniser reads, config.json included, which decides on its class."""
 ENCODER_FILES = (*TOKENISER_FILES, "*.safetensors")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+"""Ends of the names of files that can run code when they are opened."""
 OUR_RECORDS = ("poisoning.json",)
 """What we write into such a folder ourselves: it has times in it."""
 
