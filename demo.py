@@ -44,6 +44,7 @@ class Demo(Config):
 def build(examiner: "Examiner") -> "gradio.Blocks":
     """The page."""
     import gradio
+    import pandas as pd
 
     from detection.one_text import put_in
     from reporting.figures import attention_figure
@@ -52,12 +53,14 @@ def build(examiner: "Examiner") -> "gradio.Blocks":
         text = text.strip()
         if not text:
             return None, None, None
-        scores = examiner.scores(text)
-        told = [
-            f"{row.score:.3g} > {row.threshold:.3g}: odd" if row.odd else f"{row.score:.3g} ≤ {row.threshold:.3g}"
-            for row in scores.itertuples()
+        told = [  # In few letters: a phone is narrow.
+            (
+                f"{row.detector}, {row.model}",
+                f"{row.score:.2g} > {row.threshold:.2g}: odd" if row.odd else f"{row.score:.2g} ≤ {row.threshold:.2g}",
+            )
+            for row in examiner.scores(text).itertuples()
         ]
-        scores = scores[["model", "detector"]].assign(score=told)
+        scores = pd.DataFrame(told, columns=["detector, model", "score"])
         return examiner.answers(text), scores, attention_figure(*examiner.attention(text))
 
     config = examiner.config
@@ -76,7 +79,7 @@ def build(examiner: "Examiner") -> "gradio.Blocks":
             clean = gradio.Button("A clean test text")
             triggered = gradio.Button("A triggered test text") if known else None
         answers = gradio.Dataframe(label="Predictions", interactive=False, elem_id="answers")
-        scores = gradio.Dataframe(label="Detectors: odd is what is above the threshold", interactive=False, elem_id="scores")
+        scores = gradio.Dataframe(label="Detectors: odd above the threshold", interactive=False, elem_id="scores")
         gradio.Markdown("[CLS] attention by layer, mean over heads")
         attention = gradio.Plot(show_label=False, elem_id="attention")
         shown = [answers, scores, attention]
