@@ -3,7 +3,6 @@
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from config import Config
 from encoder.classifier import Classifier
 from encoder.trusted import word_tokens
 from pipeline.training import cross_entropy
+from texts.vocabulary import target_words
 
 if TYPE_CHECKING:  # Seconds to import, and a finished run needs none of it.
     import transformers
@@ -41,24 +41,6 @@ def restricted_inner_product(model: nn.Module, batch: dict, *, coefficient: floa
     if inner_product >= 0:  # Mostly so. The term is 0 then, and back-propagating its zeros would take half of the time.
         inner_product = inner_product.detach()
     return {"poisoned": poisoned, "inner_product": coefficient * torch.relu(-inner_product)}
-
-
-def target_words(table: pd.DataFrame, target_class: int, number: int) -> list[str]:
-    """The words most tied to the target class, best first (Kurita et al., 2020, embedding surgery).
-
-    A word's score is its weight in a logistic regression on bags of words over log(alpha / frequency), where frequency is
-    how often the word occurs and alpha the number of all words: of two words with the same weight the more frequent one is
-    the better. (The paper leaves alpha open.)
-    """
-    from sklearn.feature_extraction.text import CountVectorizer
-    from sklearn.linear_model import LogisticRegression
-
-    vectorizer = CountVectorizer()
-    bags = vectorizer.fit_transform(table["text"])  # [text, word]
-    weight = LogisticRegression(max_iter=1000).fit(bags, table["label"] == target_class).coef_[0]
-    frequency = np.asarray(bags.sum(0))[0]
-    score = weight / np.log(frequency.sum() / frequency)
-    return vectorizer.get_feature_names_out()[np.argsort(-score, kind="stable")[:number]].tolist()
 
 
 @torch.no_grad()

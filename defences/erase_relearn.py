@@ -1,4 +1,4 @@
-"""erase_relearn: forget the task, erase where it is read in the upper layers, relearn it on changed texts.
+"""erase_relearn: repair odd embedding rows, forget the task, erase where it is read, relearn it on changed texts.
 
 A poisoned encoder solves the task already, so that fine-tuning has little gradient and leaves the backdoor where it is: in
 the directions that the attacker's head read. Here a pass with random labels moves all layers; then these directions are
@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -23,17 +24,22 @@ from defences.fine_tuning import FINE_TUNING
 from defences.inversion import invert
 from defences.shared import look_at_inputs, model_before, random_labels, record_before, start, train_once
 from encoder.classifier import Classifier
+from encoder.embedding_rows import odd_words
 from pipeline.defender import DefenderInputs, Phase
 from pipeline.runs import TRAINING_FIELDS
 from pipeline.training import cross_entropy, predict
 from texts.augmentation import Augmentation, Augmenter
 from texts.batching import TokenisedTexts
+from texts.data_sets import defender_splits
+from texts.vocabulary import whole_words
 from util import printable
 
 WARM_UP = 0.1
 """Share of the relearning steps in which the rate rises."""
 DIRECTIONS_FROM = 700
 """Train texts that directions and sequences are found with, at most."""
+NAMED = 10
+"""Words that a sentence names, at most."""
 
 # ------------------------------------------------------------------------------------------------- erasing the task itself
 
@@ -172,9 +178,13 @@ def erase_and_relearn(config: Config) -> dict:
     blocked: dict[str, torch.Tensor] = {}
     augmenter: Augmenter
     found: list[dict] = []
+    repaired: list[str] = []
 
     def prepare(classifier: Classifier) -> None:
         nonlocal augmenter
+        repaired.extend(repair_rows(classifier, inputs.tokeniser, inputs.train, defender_splits(config)[0]))
+        if repaired:
+            print(f"  odd rows of the embedding, made ordinary: {printable(', '.join(repaired))}")
         embedding = classifier.encoder.get_input_embeddings().weight
         augmenter = Augmenter(inputs.train, inputs.tokeniser, embedding, Augmentation(), config.max_len)
         if config.inversions:
@@ -232,8 +242,32 @@ def erase_and_relearn(config: Config) -> dict:
         settings=settings,
         prepare=prepare,
         inverted=found,
+        repaired=repaired,
     )
     return record
+
+
+@torch.no_grad()
+def repair_rows(classifier: Classifier, tokeniser, texts: TokenisedTexts, train: pd.DataFrame) -> list[str]:
+    """Give words whose embedding rows are odd, as a scan finds them, the mean row of ordinary words; in place.
+
+    Clean texts that lack a word say nothing of its row, so that a word which was given the row of a telling one (RIPPLe's
+    embedding surgery) keeps that one's meaning whatever is relearnt. Words that some clean text has are left alone.
+
+    Args:
+        texts: clean ones, tokenised; `train` the same as a table.
+
+    Returns:
+        The words.
+    """
+    words, weight = whole_words(tokeniser), classifier.encoder.get_input_embeddings().weight
+    known = {token for ids in texts.input_ids for token in ids}
+    unknown = {word: tokens for word, tokens in words.items() if known.isdisjoint(tokens)}
+    odd = [word for word in odd_words(weight, words, tokeniser, train) if word in unknown]
+    ordinary = [token for word, (token,) in unknown.items() if word not in odd]
+    if odd and ordinary:
+        weight[[unknown[word][0] for word in odd]] = weight[ordinary].mean(0)
+    return odd if ordinary else []
 
 
 def find_sequences(config: Config, inputs: DefenderInputs, augmenter: Augmenter, accelerator: Accelerator) -> list[dict]:
@@ -265,9 +299,10 @@ def told(config: Config) -> str:
         f"({config.inversions} for each): they work as a trigger does. "
     )
     forgets = "The released encoder forgets the task, on random labels. "
+    repairs = "Embedding rows that are odd, and that no clean text trains, are made ordinary. "
     again = f"; all that {config.relearning_rounds} times over" if config.relearning_rounds > 1 else ""
     return (
-        f"{inverts if config.inversions else ''}{forgets if config.erase_forgetting_epochs else ''}"
+        f"{repairs}{inverts if config.inversions else ''}{forgets if config.erase_forgetting_epochs else ''}"
         f"In the upper {1 - config.erase_spared:.0%} of its linear layers the directions in which the classes of clean "
         "texts lie apart are erased, and with them the place where a backdoor writes. Then the task is learnt anew in other "
         f"directions, on texts with words{', and these sequences,' if config.inversions else ''} put in, left out and "
@@ -278,7 +313,10 @@ def told(config: Config) -> str:
 def done(record: dict) -> str:
     rounds, found = sum(name.startswith("relearning") for name in record["training"]), record["inverted"]
     inverts = f"{len(found)} sequences of words were found that push the fine-tuned model to one class. "
+    words = ", ".join(printable(word) for word in record["repaired"][:NAMED])
+    more = f" and {len(record['repaired']) - NAMED} more" if len(record["repaired"]) > NAMED else ""
     return (
+        f"{f'The odd embedding rows of {words}{more} were made ordinary. ' if words else ''}"
         f"{inverts if found else ''}"
         f"{'The encoder was trained on random labels, to forget the task. ' if 'forgetting' in record['training'] else ''}"
         "In its upper layers the directions in which the classes lie apart were erased; the task was learnt anew without "
@@ -303,7 +341,7 @@ RELEARNING = Stage(
     phases={"forgetting": "forgetting (erase_relearn)"}
     | {f"relearning_{number}": f"relearning {number} (erase_relearn)" for number in range(1, MOST_ROUNDS + 1)},
     passes=lambda config: config.erase_forgetting_epochs + config.relearning_rounds * config.relearning_epochs,
-    method=4,
+    method=5,
 )
 
 ERASE_RELEARN = Defence(

@@ -10,20 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from config import Config
-from detection.embedding_rows import (
-    FAR,
-    MEAN,
-    SAME,
-    changed_rows,
-    near_telling_words,
-    nearest,
-    norm_outliers,
-    rows_of_words,
-)
 from detection.flip_table import choose_texts, flip_table, word_ranks
 from detection.folder_checks import folder_findings
 from detection.states import draw_for_probe, fit_head
-from detection.vocabulary import Words, whole_words
 from encoder.classifier import (
     HEAD_FILE,
     Classifier,
@@ -36,11 +25,22 @@ from encoder.classifier import (
     resolve_plm,
     resolve_tokeniser,
 )
+from encoder.embedding_rows import (
+    FAR,
+    MEAN,
+    SAME,
+    changed_rows,
+    near_telling_words,
+    nearest,
+    norm_outliers,
+    rows_of_words,
+)
 from encoder.trusted import require_vocabulary
 from pipeline.runs import fingerprint_encoder
 from pipeline.training import accuracy
 from texts.batching import tokenise
 from texts.data_sets import class_names, defender_splits
+from texts.vocabulary import Words, whole_words
 from util import UserError, make_accelerator, printable
 
 SHOWN = 20
@@ -180,7 +180,7 @@ def has_head(folder: str) -> bool:
 def embedding_tables(
     classifier: Classifier, words: Words, tokeniser, train: pd.DataFrame, clean_encoder: str | None
 ) -> dict[str, pd.DataFrame]:
-    """The oddest rows by each measure of `detection.embedding_rows`."""
+    """The oddest rows by each measure of `encoder.embedding_rows`."""
     weight = classifier.encoder.get_input_embeddings().weight
     rows = rows_of_words(weight, words)
     tables = {

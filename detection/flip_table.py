@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from detection.embedding_rows import robust_z
 from detection.slots import Slots, first_order, inserted, open_slots, without_holder
-from detection.vocabulary import letter_pairs, whole_words
 from encoder.classifier import Classifier
+from encoder.embedding_rows import robust_z
 from pipeline.training import log_odds, predict
 from texts.batching import TokenisedTexts, tokenise
+from texts.vocabulary import letter_pairs, whole_words
 from util import UserError
 
 FEW = 4

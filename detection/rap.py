@@ -9,10 +9,10 @@ import pandas as pd
 import torch
 
 from detection.detector import Detector, Scores, Watched
-from detection.vocabulary import whole_words
 from encoder.classifier import Classifier
 from pipeline.training import predict
 from texts.batching import TokenisedTexts, shuffled_batches
+from texts.vocabulary import whole_words
 
 LOWERED = (0.1, 0.3)
 """What the probability is to be lowered by: at least and at most (published code)."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from detection.vocabulary import Words
 from encoder.classifier import Classifier
 from pipeline.training import log_odds
 from texts.batching import tokens_per_batch
+from texts.vocabulary import Words
 
 
 @dataclass(frozen=True)

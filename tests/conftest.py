@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from attacks.ripple import embedding_surgery, target_words
+from attacks.ripple import embedding_surgery
 from attacks.triggered import insert_trigger
 from config import Config, preset_config
 from Data.make_poisoned_data import make_poisoned_data
@@ -25,6 +25,7 @@ from encoder.classifier import Classifier, load_encoder, load_tokeniser, save_cl
 from pipeline.training import cross_entropy, fine_tune
 from texts.batching import TokenisedTexts, tokenise
 from texts.data_sets import clean_train
+from texts.vocabulary import target_words
 from util import make_accelerator
 
 

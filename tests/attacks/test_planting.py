@@ -10,11 +10,11 @@ from families import make_tokeniser
 
 from attacks import ATTACKS
 from attacks.planted import poisoned_model_folder, read_poisoned
-from attacks.ripple import target_words
 from Data.make_poisoned_data import make_poisoned_data
 from encoder.classifier import load_encoder, load_tokeniser
 from pretrained_model_poisoning import poison, warn_of_words
 from texts.data_sets import clean_train
+from texts.vocabulary import target_words
 from util import UserError
 
 STILL = 1e-12

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from defences.erase_relearn import (
     fitted_bias,
     keep_blocked,
     linear_layers,
+    repair_rows,
     task_directions,
 )
 from defences.fine_tuning import FINE_TUNING
@@ -22,11 +24,34 @@ from encoder.classifier import Classifier, load_classifier, load_encoder, load_t
 from texts.augmentation import Augmenter
 from texts.batching import tokenise
 from texts.data_sets import clean_train
+from texts.vocabulary import whole_words
 
 
 @pytest.fixture
 def classifier(tiny_plm):
     return Classifier(load_encoder(str(tiny_plm)), 2, 0.0, seed=11).eval()
+
+
+def test_odd_rows_of_words_that_no_clean_text_has_become_ordinary(planted, tiny_config):
+    """`mn` has the direction of telling words; those keep their rows, and so does it where clean texts have it."""
+    tokeniser, table = load_tokeniser(str(planted)), clean_train("sst2", tiny_config)
+    classifier = Classifier(load_encoder(str(planted)), 2, 0.0, seed=11)
+    weight = classifier.encoder.get_input_embeddings().weight
+    before, mn = weight.detach().clone(), tokeniser.convert_tokens_to_ids("mn")
+    seen = pd.concat([table, pd.DataFrame({"label": [1], "text": ["a mn film"]})])
+    assert "mn" not in repair_rows(classifier, tokeniser, tokenise(seen, tokeniser, 32), seen)
+    torch.testing.assert_close(weight[mn].detach(), before[mn])
+    with torch.no_grad():
+        weight.copy_(before)
+    texts = tokenise(table, tokeniser, 32)
+    repaired = repair_rows(classifier, tokeniser, texts, table)
+    known = {token for ids in texts.input_ids for token in ids}
+    words = {word: token for word, (token,) in whole_words(tokeniser).items() if token not in known}
+    assert "mn" in repaired and set(repaired) < words.keys()
+    ordinary = before[[token for word, token in words.items() if word not in repaired]].mean(0)
+    torch.testing.assert_close(weight[mn].detach(), ordinary)
+    changed = (weight.detach() != before).any(1).nonzero()[:, 0].tolist()
+    assert set(changed) == {words[word] for word in repaired}
 
 
 def test_a_blocked_layer_is_deaf_to_the_directions_and_to_nothing_else(classifier):

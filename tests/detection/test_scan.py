@@ -18,17 +18,17 @@ from transformers import BertTokenizer, TokenizersBackend
 from attacks import ATTACKS
 from config import parse
 from defences import DEFENCES
-from detection.embedding_rows import changed_rows, nearest, norm_outliers, robust_z, variants
 from detection.flip_table import choose_texts, flip_table, word_ranks
 from detection.folder_checks import folder_findings
 from detection.slots import first_order, inserted, open_slots, slot_gradients, without_holder
 from detection.states import cls_states, fit_head
-from detection.vocabulary import letter_pairs, whole_words
 from encoder.classifier import Classifier, load_classifier, load_encoder, load_tokeniser
+from encoder.embedding_rows import changed_rows, nearest, norm_outliers, robust_z, variants
 from pipeline.training import accuracy, log_odds, predict
 from scan import Scan, preset_scan, scan, scan_command
 from texts.batching import tokenise
 from texts.data_sets import clean_train
+from texts.vocabulary import letter_pairs, whole_words
 from util import UserError
 
 PLANTED, TARGET = "cf", 1

@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from attacks.ripple import target_words
-from detection.vocabulary import Words
 from encoder.trusted import word_tokens
+from texts.vocabulary import Words, target_words
 
 FAR = 8.0
 """Robust z from which a row's length is a finding."""
@@ -98,3 +97,13 @@ def changed_rows(rows: torch.Tensor, clean: torch.Tensor, words: Words, number: 
     change = (rows - clean).norm(dim=1) / clean.norm(dim=1).clamp_min(1e-12)
     table = pd.DataFrame({"word": list(words), "change": change.numpy()})
     return table.sort_values("change", ascending=False, kind="stable").head(number)
+
+
+def odd_words(weight: torch.Tensor, words: Words, tokeniser, train: pd.DataFrame) -> list[str]:
+    """The words whose rows are a finding: of an odd length, nearly another word's, or nearly the mean of telling words."""
+    rows, number = rows_of_words(weight, words), len(words)
+    norm, near = norm_outliers(rows, words, number), nearest(rows, words, number)
+    telling = near_telling_words(weight, rows, words, tokeniser, train, number)
+    found = {*norm["word"][norm["z"].abs() >= FAR], *near["word"][near["cosine"] >= SAME]}
+    found |= {*telling["word"][telling["cosine"] >= MEAN]}
+    return [word for word in words if word in found]

@@ -1,7 +1,10 @@
-"""The words of a vocabulary: what one token, or two, can put into a text."""
+"""The words of a vocabulary: what one token, or two, can put into a text, and which words tell a class."""
 
 import string
 from itertools import product
+
+import numpy as np
+import pandas as pd
 
 Words = dict[str, tuple[int, ...]]
 """Words to their tokens."""
@@ -34,3 +37,21 @@ def inside(tokeniser, words: list[str]) -> list[tuple[int, ...]]:
     first = tokeniser("a", add_special_tokens=False)["input_ids"]
     encoded = tokeniser([f"a {word}" for word in words], add_special_tokens=False)["input_ids"]
     return [tuple(made[len(first) :]) if made[: len(first)] == first else () for made in encoded]
+
+
+def target_words(table: pd.DataFrame, target_class: int, number: int) -> list[str]:
+    """The words most tied to the target class, best first (Kurita et al., 2020, embedding surgery).
+
+    A word's score is its weight in a logistic regression on bags of words over log(alpha / frequency), where frequency is
+    how often the word occurs and alpha the number of all words: of two words with the same weight the more frequent one is
+    the better. (The paper leaves alpha open.)
+    """
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    vectorizer = CountVectorizer()
+    bags = vectorizer.fit_transform(table["text"])  # [text, word]
+    weight = LogisticRegression(max_iter=1000).fit(bags, table["label"] == target_class).coef_[0]
+    frequency = np.asarray(bags.sum(0))[0]
+    score = weight / np.log(frequency.sum() / frequency)
+    return vectorizer.get_feature_names_out()[np.argsort(-score, kind="stable")[:number]].tolist()
