@@ -28,7 +28,7 @@ from encoder.embedding_rows import odd_words
 from pipeline.defender import DefenderInputs, Phase
 from pipeline.runs import TRAINING_FIELDS
 from pipeline.training import cross_entropy, predict
-from texts.augmentation import Augmentation, Augmenter
+from texts.augmentation import Augmentation, Augmenter, missing_tokens
 from texts.batching import TokenisedTexts
 from texts.data_sets import defender_splits
 from texts.vocabulary import whole_words
@@ -261,12 +261,12 @@ def repair_rows(classifier: Classifier, tokeniser, texts: TokenisedTexts, train:
         The words.
     """
     words, weight = whole_words(tokeniser), classifier.encoder.get_input_embeddings().weight
-    known = {token for ids in texts.input_ids for token in ids}
-    unknown = {word: tokens for word, tokens in words.items() if known.isdisjoint(tokens)}
+    missing = set(missing_tokens(texts, tokeniser))
+    unknown = {word: token for word, (token,) in words.items() if token in missing}
     odd = [word for word in odd_words(weight, words, tokeniser, train) if word in unknown]
-    ordinary = [token for word, (token,) in unknown.items() if word not in odd]
+    ordinary = [token for word, token in unknown.items() if word not in odd]
     if odd and ordinary:
-        weight[[unknown[word][0] for word in odd]] = weight[ordinary].mean(0)
+        weight[[unknown[word] for word in odd]] = weight[ordinary].mean(0)
     return odd if ordinary else []
 
 

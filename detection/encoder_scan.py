@@ -25,16 +25,7 @@ from encoder.classifier import (
     resolve_plm,
     resolve_tokeniser,
 )
-from encoder.embedding_rows import (
-    FAR,
-    MEAN,
-    SAME,
-    changed_rows,
-    near_telling_words,
-    nearest,
-    norm_outliers,
-    rows_of_words,
-)
+from encoder.embedding_rows import changed_rows, odd_by_measure, row_tables, rows_of_words
 from encoder.trusted import require_vocabulary
 from pipeline.runs import fingerprint_encoder
 from pipeline.training import accuracy
@@ -183,11 +174,7 @@ def embedding_tables(
     """The oddest rows by each measure of `encoder.embedding_rows`."""
     weight = classifier.encoder.get_input_embeddings().weight
     rows = rows_of_words(weight, words)
-    tables = {
-        "norm": norm_outliers(rows, words, SHOWN),
-        "nearest": nearest(rows, words, SHOWN),
-        "telling": near_telling_words(weight, rows, words, tokeniser, train, SHOWN),
-    }
+    tables = row_tables(weight, rows, words, tokeniser, train, SHOWN)
     if clean_encoder:
         other = load_encoder(resolve_plm(clean_encoder)).get_input_embeddings().weight
         tables["changed"] = changed_rows(rows, rows_of_words(other, words), words, SHOWN)
@@ -207,12 +194,13 @@ def verdict(
             f"Found: words ({len(part)}) that no clean text has and that flip {FLIPPED:.0%} of the texts or more to "
             f"{classes[target]}, far beyond words drawn at random: {listed(part['word'])}."
         )
-    norm, nearest_rows, telling = tables["norm"], tables["nearest"], tables["telling"]
-    for words, what in (
-        (norm["word"][norm["z"].abs() >= FAR], "whose embedding rows are of an odd length"),
-        (nearest_rows["word"][nearest_rows["cosine"] >= SAME], "whose embedding rows are nearly those of other words"),
-        (telling["word"][telling["cosine"] >= MEAN], "whose embedding rows are nearly the mean of words that tell a class"),
+    odd_rows = odd_by_measure(tables)
+    for measure, what in (
+        ("norm", "whose embedding rows are of an odd length"),
+        ("nearest", "whose embedding rows are nearly those of other words"),
+        ("telling", "whose embedding rows are nearly the mean of words that tell a class"),
     ):
+        words = odd_rows[measure]
         if len(words):
             said.append(f"Found: words {what}: {listed(words)}.")
     if not said:

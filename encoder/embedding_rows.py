@@ -99,11 +99,29 @@ def changed_rows(rows: torch.Tensor, clean: torch.Tensor, words: Words, number: 
     return table.sort_values("change", ascending=False, kind="stable").head(number)
 
 
+def row_tables(
+    weight: torch.Tensor, rows: torch.Tensor, words: Words, tokeniser, train: pd.DataFrame, number: int
+) -> dict[str, pd.DataFrame]:
+    """The oddest rows by each measure: norm, nearest, telling."""
+    return {
+        "norm": norm_outliers(rows, words, number),
+        "nearest": nearest(rows, words, number),
+        "telling": near_telling_words(weight, rows, words, tokeniser, train, number),
+    }
+
+
+def odd_by_measure(tables: dict[str, pd.DataFrame]) -> dict[str, pd.Series]:
+    """The words of `row_tables` whose rows are a finding, by measure."""
+    norm, near, telling = tables["norm"], tables["nearest"], tables["telling"]
+    return {
+        "norm": norm["word"][norm["z"].abs() >= FAR],
+        "nearest": near["word"][near["cosine"] >= SAME],
+        "telling": telling["word"][telling["cosine"] >= MEAN],
+    }
+
+
 def odd_words(weight: torch.Tensor, words: Words, tokeniser, train: pd.DataFrame) -> list[str]:
-    """The words whose rows are a finding: of an odd length, nearly another word's, or nearly the mean of telling words."""
-    rows, number = rows_of_words(weight, words), len(words)
-    norm, near = norm_outliers(rows, words, number), nearest(rows, words, number)
-    telling = near_telling_words(weight, rows, words, tokeniser, train, number)
-    found = {*norm["word"][norm["z"].abs() >= FAR], *near["word"][near["cosine"] >= SAME]}
-    found |= {*telling["word"][telling["cosine"] >= MEAN]}
+    """The words whose rows are a finding by any measure."""
+    tables = row_tables(weight, rows_of_words(weight, words), words, tokeniser, train, len(words))
+    found = set().union(*odd_by_measure(tables).values())
     return [word for word in words if word in found]
