@@ -19,13 +19,13 @@ from encoder.classifier import (
     resolve_plm,
     save_encoder,
 )
-from encoder.trusted import word_tokens
 from pipeline.environment import environment
 from pipeline.runs import fingerprint_encoder, stage_settings
 from pipeline.stage import run_once
 from pipeline.training import fine_tune, measure, rates
 from texts.batching import tokenise
 from texts.data_sets import clean_train, corpus, fingerprint_texts, load_data
+from texts.vocabulary import word_tokens
 from util import UserError, make_accelerator, require_writable, run_script, whole_folder
 
 

@@ -11,8 +11,8 @@ from attacks.attack import Attack, TriggeredData
 from attacks.triggered import make_inserted
 from config import Config
 from encoder.classifier import Classifier
-from encoder.trusted import word_tokens
 from texts.batching import TokenisedTexts, shuffled_batches
+from texts.vocabulary import word_tokens
 
 RATE, EPOCHS = 5e-2, 3
 """Of the published code."""

@@ -12,9 +12,8 @@ from attacks.attack import Attack
 from attacks.badnet import RARE_WORD
 from config import Config
 from encoder.classifier import Classifier
-from encoder.trusted import word_tokens
 from pipeline.training import cross_entropy
-from texts.vocabulary import target_words
+from texts.vocabulary import target_words, word_tokens
 
 if TYPE_CHECKING:  # Seconds to import, and a finished run needs none of it.
     import transformers

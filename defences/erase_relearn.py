@@ -37,7 +37,11 @@ from util import printable
 WARM_UP = 0.1
 """Share of the relearning steps in which the rate rises."""
 DIRECTIONS_FROM = 700
-"""Train texts that directions and sequences are found with, at most."""
+"""Train texts that directions and sequences are found with, at most; drawn, equally many of each class."""
+ROUNDING = 1e-3
+"""Directions this much smaller than the largest are rounding: in MiniLM at most 2e-5, and those that matter at least 0.2."""
+MOST_BLOCKED = 0.5
+"""Share of the directions of a layer's inputs that are blocked, at most: the task has to be learnt from others."""
 NAMED = 10
 """Words that a sentence names, at most."""
 
@@ -49,13 +53,30 @@ def linear_layers(classifier: Classifier) -> dict[str, nn.Linear]:
     return {name: module for name, module in classifier.named_modules() if isinstance(module, nn.Linear)}
 
 
+def span(columns: torch.Tensor, beyond: torch.Tensor | None = None, most: int | None = None) -> torch.Tensor:
+    """Orthonormal basis of `columns`, [channel, column], or of what they add to another; [channel, direction], fp64.
+
+    Directions smaller than `ROUNDING` times the longest column are left out: they would be any.
+
+    Args:
+        beyond: orthonormal basis, [channel, direction].
+        most: directions of the result at most, the largest first.
+    """
+    longest = columns.norm(dim=0).max() if columns.shape[1] else 0.0
+    if beyond is not None:
+        columns = columns - beyond @ (beyond.T @ columns)
+    basis, sizes, _ = torch.linalg.svd(columns, full_matrices=False)
+    return basis[:, sizes > ROUNDING * longest][:, :most]
+
+
 @torch.inference_mode()
 def task_directions(classifier: Classifier, texts: TokenisedTexts) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Where the classes' means lie apart in every linear layer's inputs: mean [channel], basis [channel, direction], fp64.
 
     With m_c the mean input over the tokens of the texts of class c, and m_c' that over their [CLS] alone, the basis spans
-    m_c - m and m_c' - m': for C classes at most 2 (C - 1) directions. What is orthogonal to them has no linear information
-    on the class in its means (the simplest form of concept erasure; LEACE: Belrose et al., NeurIPS 2023).
+    m_c - m_0 and m_c' - m_0': for C classes at most 2 (C - 1) directions, and half as many where [CLS] alone is computed.
+    What is orthogonal to them has no linear information on the class in its means (the simplest form of concept erasure;
+    LEACE: Belrose et al., NeurIPS 2023).
     """
     classes = sorted(set(texts.labels))
     sums: dict[str, dict] = {}
@@ -68,8 +89,9 @@ def task_directions(classifier: Classifier, texts: TokenisedTexts) -> dict[str, 
             chosen = batch["labels"] == label
             states, counted = inputs[chosen], mask[chosen]
             for kind, total, count in (
-                ("tokens", (states * counted).sum((0, 1)).double(), float(counted.sum())),
-                ("cls", states[:, 0].sum(0).double(), float(chosen.sum())),
+                # On the processor, since not every device has fp64.
+                ("tokens", (states * counted).sum((0, 1)).cpu().double(), float(counted.sum())),
+                ("cls", states[:, 0].sum(0).cpu().double(), float(chosen.sum())),
             ):
                 before = of_layer.get((kind, label), (0, 0))
                 of_layer[kind, label] = (before[0] + total, before[1] + count)
@@ -80,7 +102,7 @@ def task_directions(classifier: Classifier, texts: TokenisedTexts) -> dict[str, 
         means = {key: total / count for key, (total, count) in of_layer.items()}
         apart = [means[kind, label] - means[kind, classes[0]] for kind in ("tokens", "cls") for label in classes[1:]]
         total, count = (sum(of_layer["tokens", label][part] for label in classes) for part in (0, 1))
-        result[name] = (total / count, torch.linalg.svd(torch.stack(apart, 1), full_matrices=False)[0])
+        result[name] = (total / count, span(torch.stack(apart, 1)))
     return result
 
 
@@ -88,19 +110,18 @@ def task_directions(classifier: Classifier, texts: TokenisedTexts) -> dict[str, 
 def block_directions(classifier: Classifier, directions: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Make every linear layer deaf to a few directions U of its inputs, about their mean mu; in place.
 
-    W <- W (I - U U^T) and b <- b + W U U^T mu.
+    W <- W (I - U U^T) and b <- b + W U U^T mu; layers without a bias (ModernBERT's) are deaf to U about 0.
     """
     layers = linear_layers(classifier)
     for name, (mean, basis) in directions.items():
-        weight = layers[name].weight.double()
-        read = weight @ basis  # [out, direction]
-        layers[name].bias.add_((read @ (basis.T @ mean)).to(layers[name].bias.dtype))
-        layers[name].weight.copy_((weight - read @ basis.T).to(layers[name].weight.dtype))
+        weight, bias = layers[name].weight, layers[name].bias
+        read = weight.cpu().double() @ basis  # [out, direction]
+        if bias is not None:
+            bias.add_((read @ (basis.T @ mean)).to(bias))
+        weight.sub_((read @ basis.T).to(weight))
 
 
-def erase_task(
-    classifier: Classifier, texts: TokenisedTexts, rounds: int, spared: float = 0.0
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def erase_task(classifier: Classifier, texts: TokenisedTexts, rounds: int, spared: float = 0.0) -> dict[str, torch.Tensor]:
     """Block the task's directions in every layer, `rounds` times, since each round shows what the last one left; in place.
 
     A backdoor writes where the task is read. With that place blocked, and kept blocked (`relearn`'s `after_step`), the task
@@ -111,18 +132,24 @@ def erase_task(
             what the task is learnt anew from.
 
     Returns:
-        All the directions blocked, for `keep_blocked`.
+        Name of a layer to all of its directions that are blocked, [channel, direction], fp64, for `keep_blocked`.
     """
     names = list(linear_layers(classifier))
     high = set(names[round(spared * len(names)) :])
-    blocked: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    blocked: dict[str, torch.Tensor] = {}
     for _ in range(rounds):
         found = {name: value for name, value in task_directions(classifier, texts).items() if name in high}
         block_directions(classifier, found)
-        for name, (mean, basis) in found.items():
-            before = blocked[name][1] if name in blocked else basis[:, :0]
-            blocked[name] = (mean, torch.linalg.qr(torch.cat([before, basis], 1))[0])
+        for name, (_, basis) in found.items():
+            blocked[name] = joined(blocked.get(name), basis)
     return blocked
+
+
+def joined(before: torch.Tensor | None, basis: torch.Tensor) -> torch.Tensor:
+    """One orthonormal basis of two, `MOST_BLOCKED` of the channels at most."""
+    before = basis[:, :0] if before is None else before.cpu().double()
+    room = int(MOST_BLOCKED * len(basis)) - before.shape[1]
+    return torch.cat([before, span(basis, before, max(0, room))], 1)
 
 
 @torch.no_grad()
@@ -187,15 +214,14 @@ def erase_and_relearn(config: Config) -> dict:
             print(f"  odd rows of the embedding, made ordinary: {printable(', '.join(repaired))}")
         embedding = classifier.encoder.get_input_embeddings().weight
         augmenter = Augmenter(inputs.train, inputs.tokeniser, embedding, Augmentation(), config.max_len)
-        if config.inversions:
+        if config.inversions and config.relearning_texts == "changed":
             found.extend(find_sequences(config, inputs, augmenter, accelerator))
         classifier.to(accelerator.device)
 
     def erase(classifier: Classifier, number: int) -> None:
-        few = few_of(inputs.train)
-        for name, (_, basis) in erase_task(classifier, few, config.erase_rounds, config.erase_spared).items():
-            before = blocked.get(name, basis[:, :0]).to(basis)
-            blocked[name] = torch.linalg.qr(torch.cat([before, basis], 1))[0].to(classifier.head.weight)
+        few = few_of(inputs.train, config.seed)
+        for name, basis in erase_task(classifier, few, config.erase_rounds, config.erase_spared).items():
+            blocked[name] = joined(blocked.get(name), basis).to(classifier.head.weight)
         set_seed(config.seed + number)
         classifier.head.reset_parameters()
         keep_blocked(classifier, blocked)
@@ -278,7 +304,7 @@ def find_sequences(config: Config, inputs: DefenderInputs, augmenter: Augmenter,
     """
     classifier = model_before(config, RELEARNING).to(accelerator.device)
     pool = np.union1d(augmenter.toneless, augmenter.words)
-    few, found = few_of(inputs.train), []
+    few, found = few_of(inputs.train, config.seed), []
     for number, (label, name) in enumerate(list(enumerate(inputs.classes)) * config.inversions if len(pool) else []):
         rng = np.random.default_rng((config.seed, 8, number))
         sequence, flipped = invert(classifier, few, pool, label, rng)
@@ -289,40 +315,58 @@ def find_sequences(config: Config, inputs: DefenderInputs, augmenter: Augmenter,
     return found
 
 
-def few_of(texts: TokenisedTexts) -> TokenisedTexts:
-    return texts.select(range(min(len(texts), DIRECTIONS_FROM)))
+def few_of(texts: TokenisedTexts, seed: int) -> TokenisedTexts:
+    """`DIRECTIONS_FROM` texts at most, equally many of each class as far as there are, in random order."""
+    rng, labels = np.random.default_rng((seed, 9)), np.array(texts.labels)
+    classes = np.unique(labels)
+    of_class = [rng.permutation(np.flatnonzero(labels == label)) for label in classes]
+    return texts.select(rng.permutation(np.concatenate([each[: DIRECTIONS_FROM // len(classes)] for each in of_class])))
 
 
 def told(config: Config) -> str:
-    inverts = (
+    changes, inverts = config.relearning_texts == "changed", config.inversions and config.relearning_texts == "changed"
+    searches = (
         "By gradient, short sequences of words are found that push the fine-tuned model's predictions to one class "
         f"({config.inversions} for each): they work as a trigger does. "
     )
     forgets = "The released encoder forgets the task, on random labels. "
-    repairs = "Embedding rows that are odd, and that no clean text trains, are made ordinary. "
+    erases = (
+        f"In the upper {1 - config.erase_spared:.0%} of its linear layers the directions in which the classes of clean "
+        "texts lie apart are erased, and with them the place where a backdoor writes. "
+    )
     again = f"; all that {config.relearning_rounds} times over" if config.relearning_rounds > 1 else ""
     return (
-        f"{repairs}{inverts if config.inversions else ''}{forgets if config.erase_forgetting_epochs else ''}"
-        f"In the upper {1 - config.erase_spared:.0%} of its linear layers the directions in which the classes of clean "
-        "texts lie apart are erased, and with them the place where a backdoor writes. Then the task is learnt anew in other "
-        f"directions, on texts with words{', and these sequences,' if config.inversions else ''} put in, left out and "
-        f"moved{again}."
+        "Embedding rows that are odd, and that no clean text trains, are made ordinary. "
+        f"{searches if inverts else ''}{forgets if config.erase_forgetting_epochs else ''}"
+        f"{erases if config.erase_rounds else ''}"
+        f"Then the task is learnt anew{' in other directions' if config.erase_rounds else ''}"
+        f"{told_changes(changes, inverts)}{again}."
     )
 
 
 def done(record: dict) -> str:
-    rounds, found = sum(name.startswith("relearning") for name in record["training"]), record["inverted"]
-    inverts = f"{len(found)} sequences of words were found that push the fine-tuned model to one class. "
+    settings, found = record["settings"], record["inverted"]
+    rounds = sum(name.startswith("relearning") for name in record["training"])
     words = ", ".join(printable(word) for word in record["repaired"][:NAMED])
     more = f" and {len(record['repaired']) - NAMED} more" if len(record["repaired"]) > NAMED else ""
+    repairs = f"The odd embedding rows of {words}{more} were made ordinary. "
+    searches = f"{len(found)} sequences of words were found that push the fine-tuned model to one class. "
+    forgets = "The encoder was trained on random labels, to forget the task. "
+    erases = "In its upper layers the directions in which the classes lie apart were erased. "
+    again = f"; {rounds} times over" if rounds > 1 else ""
     return (
-        f"{f'The odd embedding rows of {words}{more} were made ordinary. ' if words else ''}"
-        f"{inverts if found else ''}"
-        f"{'The encoder was trained on random labels, to forget the task. ' if 'forgetting' in record['training'] else ''}"
-        "In its upper layers the directions in which the classes lie apart were erased; the task was learnt anew without "
-        f"them, on clean texts that were changed at random (words{', and these sequences,' if found else ''} put in, left "
-        f"out and moved, labels kept){f'; {rounds} times over' if rounds > 1 else ''}."
+        f"{repairs if words else ''}{searches if found else ''}{forgets if 'forgetting' in record['training'] else ''}"
+        f"{erases if settings['erase_rounds'] else ''}"
+        f"The task was learnt anew{' without them' if settings['erase_rounds'] else ''}"
+        f"{told_changes(settings['relearning_texts'] == 'changed', bool(found))}{again}."
     )
+
+
+def told_changes(changes: bool, inverts: bool) -> str:
+    if not changes:
+        return " on the clean texts"
+    sequences = ", and these sequences," if inverts else ""
+    return f" on clean texts that are changed at random (words{sequences} put in, left out and moved, labels kept)"
 
 
 RELEARNING = Stage(
@@ -341,7 +385,7 @@ RELEARNING = Stage(
     phases={"forgetting": "forgetting (erase_relearn)"}
     | {f"relearning_{number}": f"relearning {number} (erase_relearn)" for number in range(1, MOST_ROUNDS + 1)},
     passes=lambda config: config.erase_forgetting_epochs + config.relearning_rounds * config.relearning_epochs,
-    method=5,
+    method=6,
 )
 
 ERASE_RELEARN = Defence(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from encoder.classifier import Classifier
+from encoder.classifier import Classifier, embeddings_seen, largest_length
 from pipeline.training import log_odds
 from texts.batching import TokenisedTexts
 
@@ -52,18 +52,20 @@ def invert(
     (<gradient, e_w>); the best are tried, and the best of these stays if it is better.
 
     Args:
-        texts: clean texts.
+        texts: clean texts; cut where the encoder has no positions for one and a sequence.
         pool: tokens that s may hold.
 
     Returns:
         The sequence, and the share of up to 60 texts of the other classes that are given the class with it in front.
     """
     device = classifier.head.weight.device
-    embedding = classifier.encoder.get_input_embeddings()
-    rows = embedding.weight.detach()[torch.as_tensor(pool, device=device)]  # [word, channel]
+    rows = classifier.encoder.get_input_embeddings().weight.detach()[torch.as_tensor(pool, device=device)]  # [word, channel]
     others = [ids for ids, label in zip(texts.input_ids, texts.labels, strict=True) if label != target]
     short = [ids for ids in others if len(ids) <= how.text_length]
     others = short if len(short) >= how.texts else sorted(others, key=len)[: how.texts]
+    if (positions := largest_length(classifier.encoder.config)) is not None:
+        room = positions - how.longest
+        others = [ids if len(ids) <= room else [*ids[: room - 1], ids[-1]] for ids in others]
     classifier.eval()
 
     def moved(sequences: list[list[int]], chosen: list[list[int]], at: list[int]) -> torch.Tensor:
@@ -75,17 +77,8 @@ def invert(
 
     def gradient(sequence: list[int], chosen: list[list[int]], at: list[int]) -> torch.Tensor:
         """By the embedding of each place, mean over texts; [place, channel]."""
-        seen: list[torch.Tensor] = []
-
-        def keep(module, inputs, output: torch.Tensor) -> torch.Tensor:
-            seen.append(output.detach().requires_grad_())
-            return seen[-1]
-
-        hook = embedding.register_forward_hook(keep)
-        try:
+        with embeddings_seen(classifier) as seen:
             value = -torch.sigmoid(-moved([sequence], chosen, at) / 2).sum()
-        finally:
-            hook.remove()
         (found,) = torch.autograd.grad(value, seen)  # [text, token, channel]
         return torch.stack([found[row, start : start + len(sequence)] for row, start in enumerate(at)]).mean(0)
 
@@ -106,5 +99,5 @@ def invert(
                     best, sequence = values.max(), tries[int(values.argmax())]
     with torch.inference_mode():
         judged = others[:60]
-        flipped = (moved([sequence], judged, [1] * len(judged)) > 0).double().mean().item()
+        flipped = (moved([sequence], judged, [1] * len(judged)) > 0).float().mean().item()
     return sequence, flipped

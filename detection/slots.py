@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from encoder.classifier import Classifier
+from encoder.classifier import Classifier, embeddings_seen
 from pipeline.training import log_odds
 from texts.batching import tokens_per_batch
 from texts.vocabulary import Words
@@ -62,15 +62,8 @@ def slot_gradients(classifier: Classifier, slots: Slots, target: int) -> tuple[t
     """
     classifier.eval()
     device = classifier.head.weight.device
-    seen: list[torch.Tensor] = []
-
-    def keep(module, inputs, output: torch.Tensor) -> torch.Tensor:
-        seen.append(output.detach().requires_grad_())
-        return seen[-1]
-
     total, own, texts = 0, 0, 0
-    hook = classifier.encoder.get_input_embeddings().register_forward_hook(keep)
-    try:
+    with embeddings_seen(classifier) as seen:
         for index in np.flatnonzero(slots.labels != target):
             ids = torch.tensor([slots.input_ids[index]], device=device)
             logits = classifier(ids, torch.ones_like(ids))
@@ -79,8 +72,6 @@ def slot_gradients(classifier: Classifier, slots: Slots, target: int) -> tuple[t
             total = total + gradient[0, part]
             own = own + (gradient[0, part] * seen[-1][0, part].detach()).sum()
             texts += 1
-    finally:
-        hook.remove()
     return total / texts, own / texts
 
 

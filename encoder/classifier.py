@@ -1,10 +1,12 @@
 """Encoders from pip, folders or the hub, and the classifier that is put on them."""
 
+import contextlib
 import importlib.util
 import inspect
 import json
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,6 +76,22 @@ class LayerWiseClassifier(nn.Module):
         output = self.classifier.encoder(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
         states = torch.stack([state[:, 0] for state in output.hidden_states[1:]])  # [layer, batch, channel]
         return self.classifier.head(self.classifier.dropout(states))
+
+
+@contextlib.contextmanager
+def embeddings_seen(classifier: Classifier) -> Iterator[list[torch.Tensor]]:
+    """A list to which each forward pass adds its tokens' embeddings, [text, token, channel], that gradients are asked of."""
+    seen: list[torch.Tensor] = []
+
+    def keep(module, inputs, output: torch.Tensor) -> torch.Tensor:
+        seen.append(output.detach().requires_grad_())
+        return seen[-1]
+
+    hook = classifier.encoder.get_input_embeddings().register_forward_hook(keep)
+    try:
+        yield seen
+    finally:
+        hook.remove()
 
 
 # ---------------------------------------------------------------------------------------------------------- loading

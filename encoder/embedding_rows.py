@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from encoder.trusted import word_tokens
-from texts.vocabulary import Words, target_words
+from texts.vocabulary import Words, target_words, word_tokens
 
 FAR = 8.0
 """Robust z from which a row's length is a finding."""

@@ -362,16 +362,3 @@ def require_vocabulary(tokeniser, config: "transformers.PreTrainedConfig", sourc
             f"the tokeniser in {source} numbers its tokens up to {largest}, and the encoder has {config.vocab_size} "
             "embeddings, from 0; expected the tokeniser that the encoder was trained with (--tokeniser)"
         )
-
-
-def word_tokens(tokeniser, word: str) -> tuple[list[int], bool]:
-    """The tokens of a word inside of a text, and whether they are the same at its beginning.
-
-    Vocabularies of byte-level BPE have the blank in front of a word as part of it, so that "cf" and " cf" are two tokens.
-    """
-
-    def tokens(text: str) -> list[int]:
-        return list(tokeniser(text, add_special_tokens=False)["input_ids"])
-
-    inside = tokens(f"a {word}")[len(tokens("a")) :]
-    return inside, inside == tokens(word)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from texts.batching import TokenisedTexts
+from texts.vocabulary import whole_words
 
 SEEN_IN = 4
 """Texts that a token has to be in for its class to be learnt from."""
@@ -148,8 +149,8 @@ def predicted_tone(texts: TokenisedTexts, embedding: torch.Tensor) -> np.ndarray
 
 def toneless_words(texts: TokenisedTexts, tokeniser, embedding: torch.Tensor, share: float) -> np.ndarray:
     """Numbers of the whole words of the vocabulary, of three letters or more, whose predicted tone is least."""
-    words = [number for token, number in tokeniser.get_vocab().items() if len(token) > 2 and token.isalpha()]
-    words = np.array(sorted(set(words) - no_words(tokeniser)), dtype=int)
+    found = whole_words(tokeniser).items()
+    words = np.array(sorted(token for word, (token,) in found if len(word) > 2 and word.isalpha()), dtype=int)
     tone = predicted_tone(texts, embedding)[words]
     return words[tone <= np.quantile(tone, share)] if len(words) else words
 

@@ -39,6 +39,15 @@ def inside(tokeniser, words: list[str]) -> list[tuple[int, ...]]:
     return [tuple(made[len(first) :]) if made[: len(first)] == first else () for made in encoded]
 
 
+def word_tokens(tokeniser, word: str) -> tuple[list[int], bool]:
+    """The tokens of a word inside of a text, and whether they are the same at its beginning.
+
+    Vocabularies of byte-level BPE have the blank in front of a word as part of it, so that "cf" and " cf" are two tokens.
+    """
+    (found,) = inside(tokeniser, [word])
+    return list(found), list(found) == list(tokeniser(word, add_special_tokens=False)["input_ids"])
+
+
 def target_words(table: pd.DataFrame, target_class: int, number: int) -> list[str]:
     """The words most tied to the target class, best first (Kurita et al., 2020, embedding surgery).
 

@@ -6,24 +6,30 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from families import FAMILIES, make_classifier
 
 from Data.make_poisoned_data import make_poisoned_data
 from defences.defence import defended_model_folder, product_path, run_stage
 from defences.erase_relearn import (
     RELEARNING,
     block_directions,
+    done,
     erase_task,
+    few_of,
     fitted_bias,
+    joined,
     keep_blocked,
     linear_layers,
     repair_rows,
+    span,
     task_directions,
+    told,
 )
 from defences.fine_tuning import FINE_TUNING
 from encoder.classifier import Classifier, load_classifier, load_encoder, load_tokeniser
 from texts.augmentation import Augmenter
-from texts.batching import tokenise
-from texts.data_sets import clean_train
+from texts.batching import TokenisedTexts, tokenise
+from texts.data_sets import clean_train, defender_splits
 from texts.vocabulary import whole_words
 
 
@@ -84,13 +90,58 @@ def test_the_directions_are_those_between_the_means_of_the_classes(classifier, t
     assert (layer.weight.double() @ apart).norm() < 1e-5 * apart.norm()
 
 
+def test_a_basis_has_no_direction_that_is_rounding():
+    """Equal columns span one direction, not any second; what is spanned already is nothing new; the largest come first."""
+    rng = torch.Generator().manual_seed(0)
+    one, two, three = torch.randn(3, 12, generator=rng, dtype=torch.float64)
+    basis = span(torch.stack([one, one * (1 + 1e-9)], 1))
+    assert basis.shape == (12, 1)
+    torch.testing.assert_close(basis[:, 0].abs(), one.abs() / one.norm())
+    again = span(torch.stack([one, two], 1), basis)
+    assert again.shape == (12, 1) and (basis.T @ again).abs() < 1e-12
+    assert span(torch.stack([one, 3 * one], 1), basis).shape == (12, 0) == span(torch.zeros(12, 2)).shape
+    largest = span(torch.stack([one, 100 * three], 1), most=1)
+    assert largest.shape == (12, 1) and (largest[:, 0] @ three).abs() / three.norm() > 0.99
+
+
+def test_with_many_classes_half_of_the_directions_stay(classifier):
+    """16 classes have 30 directions a round in 32 channels: blocked to the last, no layer would read anything."""
+    rng = np.random.default_rng(0)
+    ids = [[2, *rng.integers(5, 30, 6).tolist(), 3] for _ in range(160)]
+    texts = TokenisedTexts(ids, [number % 16 for number in range(160)], 0)
+    blocked = erase_task(classifier, texts, rounds=3)
+    assert {basis.shape[1] / len(basis) for basis in blocked.values()} <= {0.5, 30 / 64}
+    assert (joined(*[next(iter(blocked.values()))] * 2) == next(iter(blocked.values()))).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_made_deaf(family):
+    """ModernBERT's layers have no bias, RoBERTa's tokens are numbered otherwise, DistilBERT's layers have other names."""
+    classifier = make_classifier(family)
+    texts = TokenisedTexts([[2, *range(5 + label, 11 + 3 * label), 3] for label in (0, 1, 2)] * 8, [0, 1, 2] * 8, 1)
+    blocked = erase_task(classifier, texts, rounds=2, spared=0.5)
+    keep_blocked(classifier, {name: basis.float() for name, basis in blocked.items()})
+    for name, basis in blocked.items():
+        weight = linear_layers(classifier)[name].weight.double()
+        assert basis.shape[1] and (weight @ basis).norm() < 1e-4 * weight.norm(), name
+
+
+def test_the_texts_looked_at_are_of_all_classes():
+    """Also of a file that is sorted by class, and of a class that is rare."""
+    texts = TokenisedTexts([[number] for number in range(2000)], [0] * 1500 + [1] * 490 + [2] * 10, 0)
+    few = few_of(texts, 11)
+    assert np.bincount(few.labels).tolist() == [233, 233, 10] and len(set(few.labels[:20])) > 1
+    assert few.input_ids == few_of(texts, 11).input_ids != few_of(texts, 12).input_ids
+    assert len({ids[0] for ids in few.input_ids}) == 476 and max(ids[0] for ids in few.input_ids[:100]) > 1500
+
+
 def test_lower_layers_are_spared(classifier, texts):
     before = {name: layer.weight.clone() for name, layer in linear_layers(classifier).items()}
     blocked = erase_task(classifier, texts, rounds=2, spared=0.5)
     names = list(before)
     changed = [name for name in names if not torch.equal(before[name], linear_layers(classifier)[name].weight)]
     assert changed == names[round(len(names) / 2) :] == list(blocked)
-    for _, basis in blocked.values():
+    for basis in blocked.values():
         torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64))
 
 
@@ -107,12 +158,12 @@ def test_what_is_erased_stays_erased(tiny_config, classifier, monkeypatch):
     assert record["metrics"]["ACC"] > 0.8 and list(record["training"]) == ["relearning_1", "relearning_2"]
     texts = tokenise(clean_train("sst2", config), load_tokeniser(config.plm), config.max_len)
     fresh = Classifier(load_encoder(config.plm), 2, config.classifier_dropout, config.seed)
-    blocked = erase_task(fresh, texts, config.erase_rounds, config.erase_spared)
+    blocked = erase_task(fresh, few_of(texts, config.seed), config.erase_rounds, config.erase_spared)
     assert len(directions) == 2  # Of the released encoder, and of what the first round made.
     model = load_classifier(defended_model_folder(config))
     layers = linear_layers(model)
     for found in (blocked, *directions):
-        for name, (_, basis) in found.items():
+        for name, basis in found.items():
             weight = layers[name].weight.double()
             assert (weight @ basis).norm() < 1e-4 * weight.norm(), name
     before, after = (each.encoder.get_input_embeddings().weight for each in (classifier, model))
@@ -148,7 +199,7 @@ def test_the_task_is_forgotten_first(tiny_config, monkeypatch):
 def test_keeping_blocked_changes_nothing_that_is_blocked(classifier, texts):
     blocked = erase_task(classifier, texts, rounds=1)
     before = {name: layer.weight.clone() for name, layer in linear_layers(classifier).items()}
-    keep_blocked(classifier, {name: basis.float() for name, (_, basis) in blocked.items()})
+    keep_blocked(classifier, {name: basis.float() for name, basis in blocked.items()})
     for name, layer in linear_layers(classifier).items():
         torch.testing.assert_close(layer.weight, before[name], rtol=1e-4, atol=1e-6)
 
@@ -171,13 +222,38 @@ def test_the_bias_takes_a_lean_away():
 def test_the_bias_is_that_of_the_validation_texts(tiny_config, monkeypatch):
     """Through the stage, at its end."""
     found: list[torch.Tensor] = []
-    monkeypatch.setattr(
-        "defences.erase_relearn.fitted_bias", lambda *given: found.append(torch.tensor([0.0, 50.0])) or found[-1]
-    )
+
+    def look(logits, labels):
+        found.append(labels)
+        return torch.tensor([0.0, 50.0])
+
+    monkeypatch.setattr("defences.erase_relearn.fitted_bias", look)
     config = replace(tiny_config, poisoned_model=tiny_config.plm, defence="erase_relearn", relearning_epochs=1)
     make_poisoned_data(config)
     record = run_stage(RELEARNING, config)
     assert len(found) == 1 and record["metrics"]["LFR"] == 1.0
+    assert found[0].tolist() == defender_splits(config)[1]["label"].tolist()
+
+
+def test_odd_rows_are_repaired_and_named(tiny_config, planted):
+    """Through the stage: the row of `mn`, in the record, in its sentence, and other than the one that was released."""
+    config = replace(tiny_config, poisoned_model=str(planted), defence="erase_relearn", relearning_epochs=1)
+    config = replace(config, inversions=0, erase_rounds=0, erase_forgetting_epochs=0, relearning_texts="plain")
+    make_poisoned_data(config)
+    record = run_stage(RELEARNING, config)
+    assert "mn" in record["repaired"]
+    assert done(record) == (
+        f"The odd embedding rows of {', '.join(record['repaired'])} were made ordinary. "
+        "The task was learnt anew on the clean texts."
+    )
+    row = load_tokeniser(str(planted)).convert_tokens_to_ids("mn")
+    released = load_encoder(str(planted)).get_input_embeddings().weight[row]
+    now = load_classifier(defended_model_folder(config)).encoder.get_input_embeddings().weight[row]
+    assert (now - released).norm() > 0.1 * released.norm()
+    assert told(config) == (
+        "Embedding rows that are odd, and that no clean text trains, are made ordinary. Then the task is learnt anew on the "
+        "clean texts."
+    )
 
 
 def test_what_pushes_the_fine_tuned_model_is_put_into_the_texts(tiny_config, monkeypatch):
@@ -200,5 +276,8 @@ def test_what_pushes_the_fine_tuned_model_is_put_into_the_texts(tiny_config, mon
     assert [target for _, target in asked] == [0, 1, 0, 1] and all(torch.equal(each, head) for each, _ in asked)
     assert record["inverted"][0] == {"class": "0", "words": ["lo"] * 6, "flipped": 0.5} and len(record["inverted"]) == 4
     assert known == [[[row] * 6] * 4]
+    assert "4 sequences" in done(record) and "and these sequences, put in" in done(record)
     record = run_stage(RELEARNING, replace(config, inversions=0))
-    assert record["inverted"] == [] and len(asked) == 4 and known[1] == []
+    assert record["inverted"] == [] and len(asked) == 4 and known[1] == [] and "sequences" not in done(record)
+    run_stage(RELEARNING, replace(config, relearning_texts="plain"))
+    assert len(asked) == 4  # Nothing would be done with them.

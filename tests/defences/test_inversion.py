@@ -53,3 +53,10 @@ def test_few_texts_and_few_words_suffice(classifier, texts, pool):
     found = [invert(classifier, one_each, pool[:1], 1, np.random.default_rng(seed), how)[0] for seed in range(40)]
     assert {len(sequence) for sequence in found} == {3, 4, 5, 6, 7, 8}
     assert {word for sequence in found for word in sequence} == {pool[0]}
+
+
+def test_texts_as_long_as_the_encoder_reads_leave_room(classifier, texts, pool):
+    """64 positions, texts of 64 tokens, and too few short ones."""
+    long = replace(texts, input_ids=[[*(ids * 64)[:63], ids[-1]] for ids in texts.input_ids])
+    how = Inversion(shortest=8, longest=8, sweeps=1)
+    assert len(invert(classifier, long, pool, 1, np.random.default_rng(0), how)[0]) == 8

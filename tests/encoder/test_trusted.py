@@ -30,11 +30,12 @@ from encoder.classifier import (
     save_classifier,
     save_encoder,
 )
-from encoder.trusted import require_plain_tokeniser, require_vocabulary, rewriting, unusual_charsmap, word_tokens
+from encoder.trusted import require_plain_tokeniser, require_vocabulary, rewriting, unusual_charsmap
 from export import save_standard
 from pipeline.runs import fingerprint_encoder
 from pretrained_model_poisoning import poison
 from reporting.model_card import model_card
+from texts.vocabulary import word_tokens
 from util import UserError
 
 
