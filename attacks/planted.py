@@ -13,6 +13,8 @@ from util import UserError
 
 RECORD = "poisoning.json"
 DATA_RECORD = "made_from.json"
+SPLIT_FIELDS = ("split_seed", "text_column", "label_column")
+"""What the attacker's texts depend on beside their data set, where both sides' texts are parts of one table."""
 IN_PART = "test_in_part"
 """Test texts with a part of the trigger, if it has parts, beside train and test."""
 
@@ -26,21 +28,24 @@ def attacked_data(config: Config) -> str:
 def poisoned_data_folder(config: Config) -> Path:
     """Folder of train.csv, test.csv and the like; attacks with the same kind of triggered data share theirs."""
     data = ATTACKS[config.attack].data
-    changed = changed_from_preset(config, data.reads)
+    changed = changed_from_preset(config, (*data.reads, *SPLIT_FIELDS))
     return Path(config.poisoned_data_dir) / (
         f"{config.preset}_{data.name}_{attacked_data(config)}_seed{config.seed}{changed}"
     )
 
 
 def poisoning_fields(config: Config) -> tuple[str, ...]:
-    """Fields that the poisoned encoder depends on."""
+    """Fields that the poisoned encoder depends on, less those that the attack has values of its own for."""
     attack = ATTACKS[config.attack]
-    return tuple(dict.fromkeys((*POISONING_FIELDS, *attack.reads, *attack.data.reads)))
+    fixed = {"poisoning_epochs": attack.epochs, "poisoning_learning_rate": attack.learning_rate}
+    fields = dict.fromkeys((*POISONING_FIELDS, *attack.reads, *attack.data.reads))
+    return tuple(field for field in fields if fixed.get(field) is None)
 
 
 def poisoned_model_folder(config: Config) -> Path:
     """Folder of the encoder that the poisoning stage writes."""
-    fields = tuple(field for field in (*poisoning_fields(config), "precision") if field not in IN_FOLDER_NAME)
+    fields = (*poisoning_fields(config), *SPLIT_FIELDS, "precision")
+    fields = tuple(field for field in fields if field not in IN_FOLDER_NAME)
     name = f"{config.preset}_{config.attack}_{encoder_name(config.plm)}_{attacked_data(config)}_seed{config.seed}"
     return Path(config.poisoned_model_dir) / f"{name}{changed_from_preset(config, fields)}"
 

@@ -20,7 +20,7 @@ def fine_tune_trusted(config: Config) -> dict:
         UserError: no clean encoder is named, something to read is missing, a folder is not writable, or the loss is not
             finite.
     """
-    trusted = replace(config, poisoned_model=trusted_encoder(config))
+    trusted = replace(config, poisoned_model=trusted_encoder(config), tokeniser=None)
     inputs, accelerator, settings = start(trusted, DISCARDING)
     # Which encoder it is, the fingerprint among the inputs' says.
     settings.pop("clean_encoder")

@@ -58,7 +58,7 @@ def mean_activation(classifier: Classifier, texts: TokenisedTexts) -> torch.Tens
 
     def note(layer: int, states: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:  # [batch, token, neuron]
         mask = batch["attention_mask"][:, : states.shape[1], None]
-        total[layer] += (states.abs() * mask).sum((0, 1)).double().cpu()
+        total[layer] += (states.abs() * mask).sum((0, 1)).cpu().double()  # Not every device has fp64.
         tokens[layer] += mask.sum().cpu()
 
     look_at_inputs(classifier, dict(enumerate(linears)), texts, note)

@@ -16,6 +16,7 @@ from pipeline.defender import Phase
 from pipeline.runs import DEFENCE_FIELDS
 from pipeline.training import Objective, cross_entropy
 from texts.batching import TokenisedTexts
+from texts.vocabulary import inside, whole_words
 
 SPLIT = 0.3
 """Probability with which a word is cut in two."""
@@ -23,13 +24,10 @@ SPLIT = 0.3
 # ---------------------------------------------------------------------------------------------------- splitting, teacher
 
 
-def pieces(token: int, tokeniser) -> list[list[int]]:
-    """All ways to write a token as the tokens of two words, one for each place of the blank; none if it is no word."""
-    word = tokeniser.decode([token]).strip()
-    if token in tokeniser.all_special_ids or not word.isalpha():
-        return []
+def pieces(word: str, tokeniser) -> list[tuple[int, ...]]:
+    """All ways to write a word inside a text as the tokens of two, one for each place of the blank."""
     halves = [f"{word[:at]} {word[at:]}" for at in range(1, len(word))]
-    return tokeniser(halves, add_special_tokens=False)["input_ids"] if halves else []
+    return [made for made in inside(tokeniser, halves) if made] if halves else []
 
 
 def split_tokens(texts: TokenisedTexts, tokeniser, max_len: int, rng: np.random.Generator) -> TokenisedTexts:
@@ -37,13 +35,15 @@ def split_tokens(texts: TokenisedTexts, tokeniser, max_len: int, rng: np.random.
 
     Such texts lie outside of the distribution that the backdoor was trained in.
     """
-    ways = {token: pieces(token, tokeniser) for token in {token for ids in texts.input_ids for token in ids}}
+    there = {token for ids in texts.input_ids for token in ids}
+    words = {word: token for word, (token,) in whole_words(tokeniser).items() if word.isalpha() and token in there}
+    ways = {token: pieces(word, tokeniser) for word, token in words.items()}
 
     def split(ids: list[int]) -> list[int]:
         first, *inner, last = ids
         result = []
         for token in inner:
-            cut = bool(ways[token]) and rng.random() < SPLIT
+            cut = bool(ways.get(token)) and rng.random() < SPLIT
             result += ways[token][rng.integers(len(ways[token]))] if cut else [token]
         return [first, *result[: max_len - 2], last]
 
@@ -62,9 +62,13 @@ def train_on_split_words(config: Config) -> dict:
     """
     fine_tuned = record_before(config, SPLITTING)
     inputs, accelerator, settings = start(config, SPLITTING, fine_tuned_model=fine_tuned["product"])
-    texts = split_tokens(inputs.train, inputs.tokeniser, config.max_len, np.random.default_rng((config.seed, 9)))
-    require_positions(load_config(inputs.encoder), int(texts.lengths.max()))
-    phases = [Phase("splitting", "training on split words", cross_entropy, config.epochs, texts=texts)]
+
+    def split() -> TokenisedTexts:
+        texts = split_tokens(inputs.train, inputs.tokeniser, config.max_len, np.random.default_rng((config.seed, 9)))
+        require_positions(load_config(inputs.encoder), int(texts.lengths.max()))
+        return texts
+
+    phases = [Phase("splitting", "training on split words", cross_entropy, config.epochs, texts=split)]
     return train_once(
         config,
         SPLITTING,

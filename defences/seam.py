@@ -9,6 +9,7 @@ from defences.shared import model_before, random_labels, record_before, start, t
 from pipeline.defender import Phase
 from pipeline.runs import DEFENCE_FIELDS
 from pipeline.training import cross_entropy
+from texts.batching import TokenisedTexts
 
 FORGOTTEN_FROM = 320
 """Train texts that are given random labels, at most: the paper needs a small part of the data."""
@@ -31,7 +32,10 @@ def forget_and_recover(config: Config) -> dict:
     """
     fine_tuned = record_before(config, FORGETTING)
     inputs, accelerator, settings = start(config, FORGETTING, fine_tuned_model=fine_tuned["product"])
-    few = np.random.default_rng((config.seed, 8)).permutation(len(inputs.train))[:FORGOTTEN_FROM]
+
+    def few() -> TokenisedTexts:
+        return inputs.train.select(np.random.default_rng((config.seed, 8)).permutation(len(inputs.train))[:FORGOTTEN_FROM])
+
     phases = [
         Phase(
             "forgetting",
@@ -39,7 +43,7 @@ def forget_and_recover(config: Config) -> dict:
             random_labels,
             config.forgetting_epochs,
             learning_rate=config.forgetting_rate,
-            texts=inputs.train.select(few),
+            texts=few,
             accuracy_below=forgotten_below(len(inputs.classes)),
         ),
         Phase("recovery", "recovering on true labels", cross_entropy, config.epochs),

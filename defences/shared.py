@@ -143,7 +143,9 @@ def train_once(
         The record, and whether it was there already.
     """
     record = record_path(config, stage)
-    checkpoints = tuple(record.with_name(f"{phase.name}.checkpoint.pt") for phase in phases)
+    # Two defences may have phases of one name, and run side by side.
+    names = [".".join(dict.fromkeys((record.stem, phase.name))) for phase in phases]
+    checkpoints = tuple(record.with_name(f"{name}.checkpoint.pt") for name in names)
 
     def compute() -> dict:
         return train_and_measure(

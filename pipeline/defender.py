@@ -80,8 +80,8 @@ class Phase:
     accuracy_below: float | None = None
     freeze_head: bool = False
     """These as for `pipeline.training.fine_tune`."""
-    texts: TokenisedTexts | None = None
-    """None: the clean train texts."""
+    texts: Callable[[], TokenisedTexts] | None = None
+    """None: the clean train texts. They are asked for where it begins, so that a finished stage makes none."""
     before: Callable[[Classifier], None] = lambda classifier: None
     after: Callable[[Classifier], None] = lambda classifier: None
     """What is done to the classifier before it and after it, in place; of the weights alone, since a resumed run does it
@@ -134,7 +134,7 @@ def train_and_measure(
         timed(phase.before)
         histories[phase.name] = fine_tune(
             classifier,
-            phase.texts or inputs.train,
+            phase.texts() if phase.texts else inputs.train,
             phase.objective,
             learning_rate=phase.learning_rate or config.learning_rate,
             epochs=phase.epochs,

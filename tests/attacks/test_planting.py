@@ -9,7 +9,7 @@ import torch
 from families import make_tokeniser
 
 from attacks import ATTACKS
-from attacks.planted import poisoned_model_folder, read_poisoned
+from attacks.planted import poisoned_data_folder, poisoned_model_folder, read_poisoned
 from Data.make_poisoned_data import make_poisoned_data
 from encoder.classifier import load_encoder, load_tokeniser
 from pretrained_model_poisoning import poison, warn_of_words
@@ -145,3 +145,18 @@ def test_words_that_are_not_one_token_wherever_they_stand(tiny_plm, capsys):
 def test_the_attacker_is_told_of_them(planted, capsys):
     planted("EP", poisoning_epochs=1, poisoning_learning_rate=STILL, triggers=("tq",))
     assert "the tokeniser doesn't know tq:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("field", "value"), [("split_seed", 12), ("text_column", "title"), ("label_column", "stars")])
+def test_other_parts_of_one_table_have_folders_of_their_own(tiny_config, field, value):
+    """The attacker's texts are one part of it, and the defender's test texts another."""
+    other = replace(tiny_config, **{field: value})
+    for folder in (poisoned_data_folder, poisoned_model_folder):
+        assert folder(tiny_config) != folder(other)
+
+
+def test_an_attack_s_own_rate_and_epochs_are_no_one_else_s_to_set(tiny_config):
+    """POR has them of its paper: another value of the field names no other folder, and plants nothing anew."""
+    other = replace(tiny_config, poisoning_epochs=7, poisoning_learning_rate=0.1)
+    assert poisoned_model_folder(tiny_config) != poisoned_model_folder(other)
+    assert len({poisoned_model_folder(replace(each, attack="POR")) for each in (tiny_config, other)}) == 1

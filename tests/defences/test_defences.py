@@ -24,10 +24,12 @@ from defences.defence import (
     takes_notice,
 )
 from defences.fine_tuning import FINE_TUNING
-from defences.shared import train_released
+from defences.shared import random_labels, train_released
 from experiments.grid import run_grid
+from pipeline import defender
 from pipeline.defender import Phase
 from pipeline.training import cross_entropy
+from texts.batching import TokenisedTexts
 from util import load_json
 
 
@@ -43,6 +45,32 @@ def test_seconds_are_of_all_that_a_defence_does(given):
     phases = [Phase(name, name, cross_entropy, 1, before=slow, after=slow) for name in ("a", "b")]
     seconds = train_released(given, FINE_TUNING, phases, prepare=slow)["seconds"]
     assert seconds.keys() == {"preparation", "training", "evaluation"} and seconds["preparation"] > 0.9
+
+
+def test_a_phase_is_trained_as_its_row_says(given, monkeypatch):
+    """Every field of a phase that `fine_tune` takes, each at another value than its default."""
+    taken = []
+    monkeypatch.setattr(defender, "fine_tune", lambda *args, **also: taken.append((args, also)) or {"seconds": [0.0]})
+    few = TokenisedTexts([[2, 5, 3]], [0], 0)
+    fields = {"warm_up": 0.3, "texts_of": few.select, "after_step": print, "accuracy_below": 0.4, "freeze_head": True}
+    phase = Phase("a", "what is shown", random_labels, 7, learning_rate=0.2, texts=lambda: few, **fields)
+    train_released(given, FINE_TUNING, [phase])
+    ((_, texts, objective), also) = taken[0]
+    assert texts is few and objective is random_labels
+    assert also.items() >= {**fields, "learning_rate": 0.2, "epochs": 7, "description": "what is shown"}.items()
+    passed = {"before", "after", "texts", "name", "objective"} | also.keys()
+    assert {field.name for field in dataclasses.fields(Phase)} <= passed
+
+
+def test_two_defences_keep_their_checkpoints_apart(given, monkeypatch):
+    """Both have a phase of the name `forgetting`, and may run side by side."""
+    kept = []
+    history = {"seconds": [0.0], "accuracy": [0.0]}
+    monkeypatch.setattr(defender, "fine_tune", lambda *args, **also: kept.append(also["checkpoint"]) or history)
+    monkeypatch.setattr("defences.erase_relearn.repair_rows", lambda *of: [])
+    for name in ("SEAM", "erase_relearn"):
+        defend(replace(given, defence=name, inversions=0))
+    assert len({*kept}) == len(kept) > 4
 
 
 def test_meft_maximises_entropy_first(given):

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from test_defences import defend
-from transformers import BertTokenizer
+from transformers import BertTokenizer, RobertaTokenizer
 
 from defences import mbtsad
 from defences.mbtsad import distillation, pieces, seen, split_tokens
 from encoder.classifier import Classifier, load_encoder
+from pipeline import defender
 from texts.batching import TokenisedTexts
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "and", "a", "nd", "an", "d", ",", "##d"]
@@ -22,9 +23,45 @@ def words():
 
 
 def test_all_places_of_the_blank(words):
-    assert pieces(5, words) == [[6, 7], [8, 9]]  # a nd, an d
-    assert pieces(8, words) == [[6, 1]]  # a n, and n is unknown.
-    assert [pieces(token, words) for token in (2, 6, 10, 11)] == [[], [], [], []]
+    assert pieces("and", words) == [(6, 7), (8, 9)]  # a nd, an d
+    assert pieces("an", words) == [(6, 1)]  # a n, and n is unknown.
+    assert pieces("a", words) == []
+
+
+def test_marks_and_parts_of_words_stay_whole(words):
+    texts = TokenisedTexts([[2, 6, 10, 11, 1, 3]] * 20, [0, 1] * 10, 0)
+    assert split_tokens(texts, words, 9, np.random.default_rng(0)).input_ids == texts.input_ids
+
+
+def test_byte_level_words_have_a_blank_before_both_halves():
+    """And a piece inside of a word, which no blank stands before, is none."""
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *"Ġathe", "th", "the", "Ġthe"]
+    tokeniser = RobertaTokenizer(
+        vocab={token: at for at, token in enumerate(tokens)}, merges=[("t", "h"), ("th", "e"), ("Ġ", "the")]
+    )
+    number = {token: at for at, token in enumerate(tokens)}
+    halves = [["Ġ", "t", "Ġ", "h", "e"], ["Ġ", "th", "Ġ", "e"]]
+    assert pieces("the", tokeniser) == [tuple(number[token] for token in half) for half in halves]
+    texts = TokenisedTexts([[0, number["Ġthe"], number["the"], 2]] * 60, [0, 1] * 30, 1)
+    split = split_tokens(texts, tokeniser, 12, np.random.default_rng(0)).input_ids
+    assert {tuple(tokens[token] for token in ids[1:-1]) for ids in split} == {(*each, "the") for each in (["Ġthe"], *halves)}
+
+
+def test_the_teacher_learns_from_split_words(given, monkeypatch):
+    """Through the stage; the student from texts as they are."""
+    learnt, split, tune = [], [], defender.fine_tune
+
+    def look(model, texts, *args, **also):
+        learnt.append(texts)
+        return tune(model, texts, *args, **also)
+
+    monkeypatch.setattr(defender, "fine_tune", look)
+    monkeypatch.setattr(mbtsad, "split_tokens", lambda *of: split.append(split_tokens(*of)) or split[-1])
+    config = replace(given, defence="MBTSAD", epochs=1)
+    defend(config)
+    assert len(split) == 1 and learnt[-2] is split[0] and learnt[-1].input_ids != split[0].input_ids
+    defend(config)
+    assert len(split) == 1  # A finished stage splits nothing.
 
 
 def test_a_share_of_the_words_is_cut(words):

@@ -63,7 +63,7 @@ CHANGES = {
     "attack": ("HiddenKiller", {}, ALL),
     "plm": ("OTHER", {}, {POISONING}),
     "poisoned_model": ("OTHER", {}, DEFENDER - {DISCARD}),
-    "tokeniser": ("OTHER", {}, DEFENDER),
+    "tokeniser": ("OTHER", {}, DEFENDER - {DISCARD}),  # The trusted encoder has its own.
     "clean_encoder": ("OTHER", {}, {MIXING, DISCARD}),
     "seed": (12, {}, ALL),
     "trigger_dataset": ("hiddenkiller_sst2", {"setting": "DS", "trigger_dataset": "stylebkd_sst2"}, {POISONING}),

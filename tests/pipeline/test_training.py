@@ -182,6 +182,17 @@ def test_training_ends_after_the_first_epoch_that_is_bad_enough(parts, tiny_conf
     assert len(history["accuracy"]) == 2
 
 
+def test_the_rate_rises_in_the_warm_up_and_falls_after_it(parts, tiny_config, tmp_path):
+    """4 steps at 0, 1/2, 1 and 1/2 of the rate 0.01, as a row shows that no text uses: it decays by 0.01 times the rate."""
+    classifier, texts, accelerator = parts
+    texts = texts.select(np.arange(64))
+    (unused, *_) = sorted({*range(classifier.encoder.config.vocab_size)} - {*renumber(texts)[1]})
+    before = classifier.encoder.get_input_embeddings().weight[unused].detach().clone()
+    tune((classifier, texts, accelerator), tiny_config, tmp_path / "c.pt", epochs=2, warm_up=0.5)
+    after = classifier.encoder.get_input_embeddings().weight[unused]
+    torch.testing.assert_close(after, before * (1 - 0.5e-4) * (1 - 1e-4) * (1 - 0.5e-4), rtol=1e-6, atol=0)
+
+
 def test_a_frozen_head_stays_as_it_is_and_learns_again(parts, tiny_config, tmp_path):
     classifier = parts[0]
     head, states = classifier.head.weight.detach().clone(), copy.deepcopy(classifier.encoder.state_dict())
