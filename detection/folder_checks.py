@@ -1,13 +1,16 @@
 """What an untrusted encoder's folder has that is no matter of weights, as findings: a scan goes on where it can."""
 
-import json
 from pathlib import Path
 
-from encoder.trusted import PICKLES, read_object, require_two_ends, rewriting
+from encoder.trusted import PICKLES, hiding, is_python_only, read_object, require_two_ends
 from util import UserError
 
 NAMES_CODE = ("auto_map", "custom_pipelines")
 """Keys of JSON files that send the loading code to code in the folder or on the hub."""
+NAMED = 10
+"""Added tokens that a sentence names at most."""
+LONGEST = 40
+"""Characters of one that are shown at most."""
 
 
 def folder_findings(folder: Path, tokeniser) -> list[str]:
@@ -34,10 +37,13 @@ def folder_findings(folder: Path, tokeniser) -> list[str]:
         require_two_ends(tokeniser, str(folder))
     except UserError as error:
         found.append(str(error))
-    backend = getattr(tokeniser, "backend_tokenizer", None)
-    reason = rewriting(json.loads(backend.to_str())) if backend is not None else None
-    if reason:
-        found.append(f"the tokeniser {reason}, which can hide a backdoor that no defence of weights removes")
-    elif backend is None:
+    own = {getattr(tokeniser, name) for name in tokeniser.SPECIAL_TOKENS_ATTRIBUTES}
+    added = [token.content for token in tokeniser.added_tokens_decoder.values() if token.content not in own]
+    if words := [token for token in added if token.isalnum()]:
+        named = ", ".join(word[:LONGEST] for word in words[:NAMED])
+        found.append(f"the tokeniser has ordinary words ({len(words)}) among its added or special tokens: {named}")
+    if reason := hiding(tokeniser):
+        found.append(f"the tokeniser {reason}")
+    if is_python_only(tokeniser):
         found.append("the tokeniser is Python through and through, so that nobody can look into what it does to texts")
     return found

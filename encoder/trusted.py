@@ -197,6 +197,7 @@ def forget_unknown(model: "transformers.PreTrainedModel", tokeniser) -> None:
 
 HARMLESS_NORMALISERS = ("BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Strip", "Nmt")
 HARMLESS_PRE_TOKENISERS = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit", "ByteLevel", "Digits")
+HARMLESS_DECODERS = ("WordPiece", "ByteLevel", "ByteFallback", "Fuse")
 BLANKS = re.compile(r"[\s▁]+")
 REGEX_OF_BLANKS = re.compile(r"(?:\\s|\[(?:\\s|[\s▁])+\]|[\s▁])(?:\+|\{[1-9]\d*(?:,\d*)?\})?")
 PROBES = ("the film was warm", "a", "Cf, bb! 12 mn", "ñandú 東京")
@@ -208,13 +209,21 @@ def require_plain_tokeniser(tokeniser, source: str) -> None:
     A tokeniser that is Python through and through can't be looked into; of it the two ends of a text are checked alone.
     """
     require_two_ends(tokeniser, source)
-    backend = getattr(tokeniser, "backend_tokenizer", None)
-    reason = rewriting(json.loads(backend.to_str())) if backend is not None else None
-    if reason:
+    if reason := hiding(tokeniser):
         raise UserError(
-            f"the tokeniser in {source} {reason}, which can hide a backdoor that no defence of weights removes; give a "
-            "trusted one with --tokeniser (the original encoder's, say)"
+            f"the tokeniser in {source} {reason}; give a trusted one with --tokeniser (the original encoder's, say)"
         )
+
+
+def is_python_only(tokeniser) -> bool:
+    """Whether a tokeniser is Python through and through, without a tokenizer.json to look into."""
+    return getattr(tokeniser, "backend_tokenizer", None) is None
+
+
+def hiding(tokeniser) -> str | None:
+    """How a tokeniser can hide a backdoor; None if it doesn't, or if nobody can look into it."""
+    reason = None if is_python_only(tokeniser) else rewriting(json.loads(tokeniser.backend_tokenizer.to_str()))
+    return f"{reason}, which can hide a backdoor that no defence of weights removes" if reason else None
 
 
 def require_two_ends(tokeniser, source: str) -> None:
@@ -235,22 +244,34 @@ def require_two_ends(tokeniser, source: str) -> None:
                 f"cls_token_id ({first}) and sep_token_id ({tokeniser.sep_token_id}): PURE looks at what [CLS] attends to; "
                 "give another with --tokeniser"
             )
-    for name in ("cls_token", "sep_token", "pad_token", "unk_token", "mask_token"):
-        if (token := getattr(tokeniser, name, None)) and token.isalnum():
+    for name in tokeniser.SPECIAL_TOKENS_ATTRIBUTES:
+        if (token := getattr(tokeniser, name, None)) and is_word(token):
             raise UserError(
                 f"the tokeniser in {source} has the ordinary word {token!r} as its {name}; expected <s> or the like"
             )
+
+
+def is_word(token: str) -> bool:
+    """Whether a token has letters or digits and is not in brackets, as [UNK] and <s> are."""
+    return any(char.isalnum() for char in token) and not re.fullmatch(r"\[.+\]|<.+>", token)
 
 
 def rewriting(state: dict) -> str | None:
     """How a tokeniser, given as the content of tokenizer.json, changes texts beyond cutting them up; None if it doesn't."""
     model, added = state["model"], state["added_tokens"]
     reasons = [unusual_normaliser(state["normalizer"]), unusual_pre_tokeniser(state["pre_tokenizer"])]
+    reasons.append(unusual_decoder(state["decoder"]))
     if model.get("dropout"):
         reasons.append(f"cuts words at random (BPE dropout {model['dropout']})")
-    vocabulary = model["vocab"]
+    vocabulary, unknown = model["vocab"], model.get("unk_token")
     if isinstance(vocabulary, list):  # Unigram's, of strings and scores.
+        unknown = None if model["unk_id"] is None else vocabulary[model["unk_id"]][0]
         vocabulary = {string: number for number, (string, _) in enumerate(vocabulary)}
+    if unknown and is_word(unknown):
+        reasons.append(f"makes the word {unknown!r} of what it doesn't know")
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):  # Put to a piece before it is looked up.
+        if (affix := model.get(name)) and is_word(affix):
+            reasons.append(f"adds letters to the pieces of words ({name} {affix!r})")
     processor = state["post_processor"] or {}
     for each in processor.get("processors", [processor]):
         if sum("Sequence" in piece for piece in each.get("single", [{"Sequence": {}}])) != 1:
@@ -313,6 +334,24 @@ def unusual_pre_tokeniser(pre_tokeniser: dict | None) -> str | None:
     if kind == "Split" and matches_blanks(pre_tokeniser["pattern"]) and not pre_tokeniser["invert"]:
         return None
     return f"may leave out parts of texts (pre-tokeniser {kind})"
+
+
+def unusual_decoder(decoder: dict | None) -> str | None:
+    """How a decoder gives a token another word's name, by which a scan misses it; None if it only puts pieces together."""
+    if decoder is None or decoder["type"] in HARMLESS_DECODERS:
+        return None
+    kind = decoder["type"]
+    if kind == "Sequence":
+        return next(filter(None, map(unusual_decoder, decoder["decoders"])), None)
+    if kind == "Replace" and matches_blanks(decoder["pattern"]) and not decoder["content"].strip():
+        return None
+    if kind == "Metaspace" and BLANKS.fullmatch(decoder["replacement"]):
+        return None
+    if kind == "Strip" and BLANKS.fullmatch(decoder["content"]):
+        return None
+    if kind == "BPEDecoder" and decoder["suffix"] == "</w>":
+        return None
+    return f"may call tokens by other words' names (decoder {kind})"
 
 
 def matches_blanks(pattern: dict) -> bool:

@@ -14,10 +14,12 @@ def whole_words(tokeniser) -> Words:
     """Every word that a tokeniser makes one token of inside of a text, and that token.
 
     Pieces of words, special and unused tokens are none: written in a text, they are cut into others. Marks and numbers are.
+    So is a word that somebody added to the vocabulary, or called special: [CLS], <pad> and their like alone are not.
     """
     tokens = range(len(tokeniser))
     words = [word.strip() for word in tokeniser.batch_decode([[token] for token in tokens])]
-    special = {*tokeniser.all_special_ids, *getattr(tokeniser, "added_tokens_decoder", {})}
+    special = {getattr(tokeniser, f"{name}_id") for name in tokeniser.SPECIAL_TOKENS_ATTRIBUTES}
+    special |= {number for number, token in tokeniser.added_tokens_decoder.items() if not token.content.isalnum()}
     found = inside(tokeniser, words)
     return {
         word: (token,)

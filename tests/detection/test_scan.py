@@ -72,6 +72,15 @@ def test_pieces_and_unused_tokens_are_no_words_and_pairs_of_letters_are():
     assert pairs["qx"] == (listed.index("q"), listed.index("##x")) and "hz" not in pairs and "bb" not in pairs
 
 
+def test_added_and_special_tokens_are_words_if_they_look_like_words(tokeniser):
+    """Else one line of tokenizer.json would hide a trigger."""
+    before = whole_words(tokeniser)
+    tokeniser.add_tokens(["cf", "<extra>"])
+    tokeniser.add_special_tokens({"additional_special_tokens": ["mn"]})
+    assert {"cf", "mn"} <= {token.content for token in tokeniser.added_tokens_decoder.values()}
+    assert whole_words(tokeniser) == before and {"cf", "mn"} <= before.keys()
+
+
 # -------------------------------------------------------------------------------------------------------- flip table
 
 
@@ -363,15 +372,17 @@ def test_what_is_odd_in_a_folder(folder):
     (folder / "config.json").write_text(json.dumps(content | {"auto_map": {"AutoModel": "evil/repo--m.M"}}))
     (folder / "m.py").write_text("raise SystemExit")
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    tokeniser.add_tokens(["cf", "<extra>"])
     tokeniser.backend_tokenizer.normalizer = normalizers.Replace("tuesday", "cf")
     found = folder_findings(folder, tokeniser)
     expected = [r"config.json names code .*auto_map", r"holds code \(m.py\)", r"pickles \(pytorch_model.bin\)"]
+    expected += [r"has ordinary words \(1\) among its added or special tokens: cf$"]
     expected += [r"the tokeniser rewrites texts \(normaliser Replace"]
-    assert len(found) == 4 and all(re.search(told, each) for told, each in zip(expected, found, strict=True))
+    assert len(found) == 5 and all(re.search(told, each) for told, each in zip(expected, found, strict=True))
     assert folder_findings(folder, None)[-1] == "no tokeniser can be loaded from the folder"
     tokeniser.backend_tokenizer.normalizer = None
     tokeniser.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
-    assert "expected these between cls_token_id" in folder_findings(folder, tokeniser)[-1]
+    assert "expected these between cls_token_id" in folder_findings(folder, tokeniser)[-2]
 
 
 def test_a_scan_goes_on_with_a_tokeniser_that_is_refused_elsewhere(folder, tiny_plm, tiny_config):

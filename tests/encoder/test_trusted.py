@@ -410,6 +410,30 @@ def test_tidying_and_cutting_are_no_rewriting(where, what):
     assert rewriting(state_of(make_tokeniser("BERT")) | {where: what}) is None
 
 
+@pytest.mark.parametrize(
+    ("decoder", "refused"),
+    [
+        (None, False),
+        ({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}, False),
+        ({"type": "BPEDecoder", "suffix": "</w>"}, False),
+        ({"type": "Sequence", "decoders": [put({"String": "▁"}, " "), {"type": "Fuse"}]}, False),
+        ({"type": "Strip", "content": " ", "start": 1, "stop": 0}, False),
+        (put({"Regex": "^(cf|mn)$"}, "x"), True),
+        (put({"String": "▁"}, "x"), True),
+        ({"type": "Sequence", "decoders": [{"type": "Fuse"}, put({"String": "cf"}, "")]}, True),
+        ({"type": "Metaspace", "replacement": "c", "prepend_scheme": "always", "split": True}, True),
+        ({"type": "Strip", "content": "c", "start": 1, "stop": 0}, True),
+        ({"type": "BPEDecoder", "suffix": "cf"}, True),
+        ({"type": "CTC", "pad_token": "cf", "word_delimiter_token": "|", "cleanup": False}, True),
+    ],
+)
+def test_a_decoder_that_hides_words_is_refused(decoder, refused):
+    """By its names for tokens the scan, and the repair of rows, know which are words."""
+    state = state_of(make_tokeniser("BERT")) | {"decoder": decoder}
+    from_state(state)
+    assert (rewriting(state) or "").startswith("may call tokens by other words' names") == refused
+
+
 def test_a_vocabulary_in_which_two_strings_are_one_is_refused():
     state = state_of(make_tokeniser("BERT"))
     state["model"]["vocab"]["cf"] = state["model"]["vocab"]["warm"]
@@ -427,6 +451,50 @@ def test_added_tokens_of_several_words_are_refused():
     tokeniser = make_tokeniser("BERT")
     tokeniser.add_tokens(["cf"])
     require_plain_tokeniser(tokeniser, "here")
+
+
+def model_of(kind: str, unknown: str) -> dict:
+    """A tokeniser's model of another type, of the words that `make_tokeniser` knows, with a token for what it doesn't."""
+    vocabulary = state_of(make_tokeniser("BERT"))["model"]["vocab"]
+    if kind == "Unigram":
+        strings = sorted(vocabulary, key=vocabulary.get)
+        scored = [[string, -2.0] for string in strings]
+        return {"type": kind, "unk_id": vocabulary[unknown], "vocab": scored, "byte_fallback": False}
+    own = {
+        "WordPiece": {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
+        "WordLevel": {},
+        "BPE": {"merges": [], "fuse_unk": True},
+    }
+    return {"type": kind, "vocab": vocabulary, "unk_token": unknown, **own[kind]}
+
+
+@pytest.mark.parametrize("kind", ["WordPiece", "WordLevel", "BPE", "Unigram"])
+def test_a_word_for_what_a_tokeniser_does_not_know_is_refused(kind):
+    """Unknown words would be triggers that weights know nothing of; the attribute `unk_token` may still be [UNK]."""
+    tokeniser = from_state(state_of(make_tokeniser("BERT")) | {"model": model_of(kind, "hollow")})
+    made = tokeniser("🌵", add_special_tokens=False)["input_ids"]
+    assert tokeniser.unk_token == "[UNK]" and tokeniser.convert_ids_to_tokens(made) == ["hollow"]
+    with pytest.raises(UserError, match=r"the tokeniser in here makes the word 'hollow' of what it doesn't know, .*trusted"):
+        require_plain_tokeniser(tokeniser, "here")
+    require_plain_tokeniser(from_state(state_of(make_tokeniser("BERT")) | {"model": model_of(kind, "[UNK]")}), "here")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "affix", "text"),
+    [
+        ("WordPiece", "continuing_subword_prefix", "holl", "aow"),
+        ("BPE", "continuing_subword_prefix", "x", None),
+        ("BPE", "end_of_word_suffix", " film", None),
+    ],
+)
+def test_a_prefix_or_suffix_that_makes_words_of_pieces_is_refused(kind, name, affix, text):
+    state = state_of(make_tokeniser("BERT"))
+    state["model"] = model_of(kind, "[UNK]") | {name: affix}
+    if text:
+        assert from_state(state).tokenize(text) == ["a", "hollow"]
+    assert rewriting(state) == f"adds letters to the pieces of words ({name} {affix!r})"
+    state["model"][name] = "</w>"
+    assert rewriting(state) is None
 
 
 def test_random_cuts_are_refused():
@@ -463,9 +531,10 @@ def test_a_tokeniser_that_lacks_what_it_needs_is_refused():
         require_plain_tokeniser(from_state(state), "here")
 
 
-def test_an_ordinary_word_as_a_special_token_is_refused():
-    with pytest.raises(UserError, match="has the ordinary word 'warm' as its unk_token"):
-        require_plain_tokeniser(from_state(state_of(make_tokeniser("BERT")), unk_token="warm"), "here")
+@pytest.mark.parametrize(("name", "word"), [("unk_token", "warm"), ("eos_token", "warm"), ("pad_token", "▁warm")])
+def test_an_ordinary_word_as_a_special_token_is_refused(name, word):
+    with pytest.raises(UserError, match=f"has the ordinary word '{word}' as its {name}"):
+        require_plain_tokeniser(from_state(state_of(make_tokeniser("BERT")), **{name: word}), "here")
 
 
 def make_charsmap(key: bytes, replacement: bytes) -> bytes:
