@@ -44,6 +44,7 @@ LONGEST = 40
 """Characters of a word that are shown at most."""
 NAMED = 10
 """Words that a sentence names at most."""
+FLIPPING = "a word that flips most texts far beyond words drawn at random"
 READS = ("clean_dataset", "text_column", "label_column", "split_seed", "tokeniser", "max_len", "seed")
 """Fields of `Config` that a scan depends on."""
 
@@ -204,11 +205,9 @@ def verdict(
         if len(words):
             said.append(f"Found: words {what}: {listed(words)}.")
     if not said:
-        said.append(
-            "Not found by this scan: a word that flips most texts, an odd row of the embedding, anything odd in the folder."
-        )
+        said.append(f"Not found by this scan: {FLIPPING}, an odd row of the embedding, anything odd in the folder.")
     elif odd.empty:
-        said.append("Not found by this scan: a word that flips most texts.")
+        said.append(f"Not found by this scan: {FLIPPING}.")
     return [printable(sentence) for sentence in said]
 
 

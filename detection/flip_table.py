@@ -108,7 +108,7 @@ class Trial:
 def open_trial(
     classifier: Classifier, words: pd.DataFrame, texts: pd.DataFrame, tokeniser, max_len: int, seed: int
 ) -> Trial:
-    """Room for words in some texts, columns `label` and `text`.
+    """Room for words in some texts, columns `label` and `text`; one without room for all of them is left out.
 
     Raises:
         UserError: the tokeniser doesn't cut inserted words as they are cut alone.
@@ -118,6 +118,9 @@ def open_trial(
         length: open_slots(list(texts["text"]), texts["label"].to_numpy(), whole, length, tokeniser, max_len, seed)
         for length in sorted(set(words["tokens"].map(len)))
     }
+    # The words are ranked, and found, by what they do to all texts: these have to be the same for words of any length.
+    shared = set.intersection(*(set(each.texts) for each in slots.values()))
+    slots = {length: each.of(shared) for length, each in slots.items()}
     if min(len(set(each.labels)) for each in slots.values()) < 2:
         raise UserError("the tokeniser doesn't keep inserted words apart from others; give another with --tokeniser")
     before = {length: log_odds(without_holder(classifier, each)) for length, each in slots.items()}

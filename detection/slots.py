@@ -5,7 +5,7 @@ m by about <dm/de_h, e_w - e_h> (as in HotFlip, Ebrahimi et al., ACL 2018): one 
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,14 @@ class Slots:
     holder: list[tuple[int, ...]]
     labels: np.ndarray
     """[text], the predicted classes without the placeholder."""
+    texts: list[int]
+    """Their numbers among the texts that a placeholder was to be put into."""
+
+    def of(self, texts: set[int]) -> "Slots":
+        """Those of some of the texts."""
+        kept = [index for index, text in enumerate(self.texts) if text in texts]
+        some = {name: [values[index] for index in kept] for name, values in vars(self).items()}
+        return Slots(**{**some, "labels": self.labels[kept]})
 
 
 def open_slots(texts: list[str], labels: np.ndarray, words: Words, length: int, tokeniser, max_len: int, seed: int) -> Slots:
@@ -35,8 +43,8 @@ def open_slots(texts: list[str], labels: np.ndarray, words: Words, length: int, 
     """
     rng = random.Random(seed)
     ordinary = [word for word in words if word.isalpha()]
-    slots = Slots([], [], [], [])
-    for text, label in zip(texts, labels, strict=True):
+    slots = Slots([], [], [], [], [])
+    for number, (text, label) in enumerate(zip(texts, labels, strict=True)):
         parts = text.split()
         holder = rng.choice([word for word in ordinary if word not in parts] or ordinary)
         place = rng.randint(1, len(parts)) if parts else 0
@@ -50,8 +58,9 @@ def open_slots(texts: list[str], labels: np.ndarray, words: Words, length: int, 
                 slots.at.append(found[0])
                 slots.holder.append(tokens)
                 slots.labels.append(label)
+                slots.texts.append(number)
                 break
-    return Slots(slots.input_ids, slots.at, slots.holder, np.array(slots.labels, dtype=int))
+    return replace(slots, labels=np.array(slots.labels, dtype=int))
 
 
 def slot_gradients(classifier: Classifier, slots: Slots, target: int) -> tuple[torch.Tensor, torch.Tensor]:

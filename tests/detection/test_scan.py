@@ -18,7 +18,8 @@ from transformers import BertTokenizer, TokenizersBackend
 from attacks import ATTACKS
 from config import parse
 from defences import DEFENCES
-from detection.flip_table import choose_texts, flip_table, word_ranks
+from detection.encoder_scan import verdict
+from detection.flip_table import choose_texts, flip_table, open_trial, word_ranks
 from detection.folder_checks import folder_findings
 from detection.slots import first_order, inserted, open_slots, slot_gradients, without_holder
 from detection.states import cls_states, fit_head
@@ -114,6 +115,32 @@ def test_a_slot_beyond_the_longest_text_is_at_its_beginning(tokeniser):
     words = whole_words(tokeniser)
     slots = open_slots(["the a film plot scene actor script ending"] * 40, np.zeros(40), words, 1, tokeniser, 5, seed=1)
     assert len(slots.at) > 30 and max(slots.at) <= 3 and all(len(ids) == 5 for ids in slots.input_ids)
+
+
+def test_a_text_without_room_for_every_length_is_left_out(classifier, tokeniser):
+    """Else words of one token would have fewer texts than those of two, and no place among the first."""
+    film, cf, mn = tokeniser.convert_tokens_to_ids(["film", "cf", "mn"])
+    words = pd.DataFrame({"word": ["film", "cf mn"], "tokens": [(film,), (cf, mn)], "known": False})
+    texts = pd.DataFrame(
+        {"text": ["a dull plot", "a warm plot", "the plot of this Film", "a stale plot"], "label": [0, 1, 0, 0]}
+    )
+    trial = open_trial(classifier, words, texts, tokeniser, 32, seed=1)
+    assert trial.slots[1].texts == trial.slots[2].texts == [0, 1, 3]
+    assert trial.slots[1].labels.tolist() == [0, 1, 0] and trial.before[2].shape == (3, 2)
+    assert trial.effects(words, 1)["texts"].tolist() == [2, 2]
+
+
+def test_what_ordinary_words_flip_is_not_denied():
+    """No finding, but the table lists them."""
+    flips = pd.DataFrame({"class": 1, "word": ["zu"], "known": False, "texts": 16, "flipped": 1.0, "z": 5.9})
+    rows = {name: pd.DataFrame(columns=["word", "z", "cosine"]) for name in ("norm", "nearest", "telling")}
+    [said] = verdict([], rows, flips, ("bad", "good"))
+    assert said.startswith(
+        "Not found by this scan: a word that flips most texts far beyond words drawn at random, an odd row"
+    )
+    [_, said] = verdict(["code"], rows, flips, ("bad", "good"))
+    assert said == "Not found by this scan: a word that flips most texts far beyond words drawn at random."
+    assert verdict([], rows, flips.assign(z=7.0), ("bad", "good"))[0].startswith("Found: words (1)")
 
 
 def test_log_odds_are_of_a_class_against_all_others():
