@@ -4,6 +4,7 @@
     python scan.py ENCODER --clean_dataset my.csv                # with labelled texts of your own task
     python scan.py ENCODER --clean_encoder ORIGINAL              # the one it claims to be made from: which rows differ
     python scan.py ENCODER --words qx hz                         # where these words are in the flip table
+    python scan.py results/RUN/purified_model --own_head         # a classifier made here, asked with its own head
 
 ENCODER is a folder or a hub id. Writes `results/scan_NAME/`: scan.json, the page scan.html and its figure. A scan finds
 something or doesn't find it; what it can't see is in docs/detection.md.
@@ -31,7 +32,9 @@ class Scan(Config):
     """What to scan, and with which texts. Flags of training and of attacks change nothing here."""
 
     encoder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENCODER")] = tyro.MISSING
-    """Folder or hub id of the encoder, or folder of a classifier made here."""
+    """Folder or hub id of the encoder, or folder of a classifier."""
+    own_head: bool = False
+    """Ask a classifier that was made here with its own head and pruned heads, not with a head fitted to the clean texts."""
     words: tuple[str, ...] = ()
     """Words whose place among all words is told."""
     texts: int = Effort.texts
@@ -58,7 +61,9 @@ def scan(options: Scan) -> Path:
     check_ranges(config)
     folder = Path(config.output_dir) / f"scan_{encoder_name(options.encoder)}"
     require_writable(config.output_dir)
-    result = scan_encoder(config, config.clean_encoder, options.words, Effort(options.texts, options.tried))
+    result = scan_encoder(
+        config, config.clean_encoder, options.words, Effort(options.texts, options.tried), options.own_head
+    )
     save_json(folder / "scan.json", result)
     for sentence in result["verdict"]:
         print(f"  {sentence}")
@@ -74,7 +79,9 @@ def scan_command(options: Scan) -> str:
     """The command that makes the same scan."""
     own = {name: getattr(options, name) for name in ("words", "texts", "tried")}
     changed = {name: value for name, value in own.items() if value != getattr(Scan, name)}
-    return command("scan.py", plain(options), **changed).replace("scan.py", f"scan.py {shlex.quote(options.encoder)}", 1)
+    head = " --own_head" if options.own_head else ""
+    encoder = f"scan.py {shlex.quote(options.encoder)}{head}"
+    return command("scan.py", plain(options), **changed).replace("scan.py", encoder, 1)
 
 
 def main() -> None:

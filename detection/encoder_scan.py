@@ -14,7 +14,6 @@ from detection.flip_table import choose_texts, flip_table, word_ranks
 from detection.folder_checks import folder_findings
 from detection.states import draw_for_probe, fit_head
 from encoder.classifier import (
-    HEAD_FILE,
     Classifier,
     load_classifier,
     load_config,
@@ -59,14 +58,19 @@ class Effort:
     """Words per class that are inserted."""
 
 
-def read_classifier(folder: str, tokeniser, train: pd.DataFrame, classes: tuple[str, ...], config: Config) -> Classifier:
-    """The folder's own classifier, or its encoder with a head that is fitted to the clean train texts.
+def read_classifier(
+    folder: str, tokeniser, train: pd.DataFrame, classes: tuple[str, ...], config: Config, own_head: bool
+) -> Classifier:
+    """A folder's encoder with a head that is fitted to the clean train texts, or the folder's own classifier.
+
+    Whoever made the folder could have written a list of pruned heads that switches a backdoor off where it is looked for:
+    training never reads it. So the folder's own head and list are for classifiers that were made here.
 
     Raises:
-        UserError: it has a head for another number of classes.
+        UserError: there is no head of its own, or it is for another number of classes.
     """
     device = make_accelerator(config.device, config.precision).device
-    if has_head(folder):
+    if own_head:
         classifier = load_classifier(Path(folder)).to(device)
         if classifier.head.out_features != len(classes):
             raise UserError(
@@ -101,12 +105,15 @@ def records(table: pd.DataFrame) -> list[dict]:
     return [{name: shown(value) for name, value in row.items()} for row in table.to_dict("records")]
 
 
-def scan_encoder(config: Config, clean_encoder: str | None, words: tuple[str, ...], effort: Effort) -> dict:
+def scan_encoder(
+    config: Config, clean_encoder: str | None, words: tuple[str, ...], effort: Effort, own_head: bool = False
+) -> dict:
     """Scan the encoder that `config.poisoned_model` names.
 
     Args:
         clean_encoder: folder or hub id of the one it claims to be made from, to compare rows with.
         words: words whose place in the flip table is told.
+        own_head: whether it is a classifier made here, to be asked with its own head.
 
     Returns:
         What scan.json holds: `verdict`, sentences; `folder`, what is odd about files and tokeniser; `probe`, the head;
@@ -134,8 +141,8 @@ def scan_encoder(config: Config, clean_encoder: str | None, words: tuple[str, ..
     classes, (train, validation) = class_names(config), defender_splits(config)
     known, held_out = (tokenise(table, tokeniser, config.max_len) for table in (train, validation))
     require_positions(load_config(source), max(*known.lengths, *held_out.lengths))
-    classifier = read_classifier(source, tokeniser, train, classes, config)
-    probe = {"fitted": not has_head(source), "validation_accuracy": round(accuracy(classifier, held_out), 4)}
+    classifier = read_classifier(source, tokeniser, train, classes, config, own_head)
+    probe = {"fitted": not own_head, "validation_accuracy": round(accuracy(classifier, held_out), 4)}
     lap("folder and head")
     found = whole_words(tokeniser)
     tables = embedding_tables(classifier, found, tokeniser, train, clean_encoder)
@@ -163,10 +170,6 @@ def scan_encoder(config: Config, clean_encoder: str | None, words: tuple[str, ..
         },
         "seconds": seconds,
     }
-
-
-def has_head(folder: str) -> bool:
-    return (Path(folder) / HEAD_FILE).exists()
 
 
 def embedding_tables(

@@ -125,7 +125,7 @@ def load_encoder(source: str) -> "transformers.PreTrainedModel":
     is one that nobody trusts. What its config.json says of code, precision and attention kernels is not obeyed.
 
     Raises:
-        UserError: not there, corrupt, only pickles, or other weights than config.json needs.
+        UserError: not there, corrupt, only pickles, other weights than config.json needs, or one that is no number.
     """
     import transformers
 
@@ -152,6 +152,7 @@ def load_encoder(source: str) -> "transformers.PreTrainedModel":
     except Exception as error:  # Nobody knows what a mistyped value leads to.
         raise UserError(f"the model in {source} can't be loaded, it may be corrupt: {first_line(error)}") from None
     require_own_weights(encoder, info, source)
+    require_numbers(encoder.state_dict(), source)
     return encoder.train()
 
 
@@ -225,6 +226,17 @@ def require_own_weights(encoder: "transformers.PreTrainedModel", info: dict, sou
             f"{source} has {len(more)} weights that a {type(encoder).__name__} of its config.json has no place for, "
             f"{more[0]} for one; expected as many layers as num_hidden_layers says"
         )
+
+
+def require_numbers(weights: dict[str, torch.Tensor], source: str) -> None:
+    """Raise a UserError if a weight is infinite or NaN: one such row of an unused word would spoil every comparison."""
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            place = (~tensor.isfinite()).nonzero()[0].tolist()
+            raise UserError(
+                f"the model in {source} has {tensor[tuple(place)].item()} at {place} of its weight {name}; expected finite "
+                "numbers: the file is damaged, or the training that made it failed"
+            )
 
 
 def largest_length(config: "transformers.PreTrainedConfig") -> int | None:
@@ -350,15 +362,45 @@ def load_classifier(folder: Path, dropout: float = 0.1) -> Classifier:
     """Read what `save_classifier` wrote.
 
     Raises:
-        UserError: not there or corrupt.
+        UserError: not there or corrupt, or a head or pruned heads that don't fit the encoder.
     """
     encoder = load_encoder(str(folder))
     try:
         head = load_file(folder / HEAD_FILE)
-        pruned: Heads = {int(layer): heads for layer, heads in json.loads((folder / PRUNED_FILE).read_text()).items()}
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{folder} holds no classifier: {error}") from None
-    classifier = Classifier(encoder, len(head["bias"]), dropout, seed=0)
+        listed = json.loads((folder / PRUNED_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise UserError(f"{folder} holds no classifier: {first_line(error)}") from None
+    shapes, width = {name: list(tensor.shape) for name, tensor in head.items()}, encoder.config.hidden_size
+    labels = head["bias"].numel() if "bias" in head else 0
+    if not labels or shapes != {"weight": [labels, width], "bias": [labels]}:
+        raise UserError(
+            f"the head in {folder / HEAD_FILE} has {shapes or 'nothing'}; expected weight [classes, {width}] and bias "
+            "[classes], as a run writes them"
+        )
+    require_numbers(head, str(folder / HEAD_FILE))
+    classifier = Classifier(encoder, labels, dropout, seed=0)
     classifier.head.load_state_dict(head)
-    classifier.attention.pruned = pruned
+    classifier.attention.pruned = pruned_heads(listed, classifier.attention.num_heads, folder / PRUNED_FILE)
     return classifier
+
+
+def pruned_heads(listed: object, num_heads: list[int], source: Path) -> Heads:
+    """The content of a list of pruned heads, layer to heads.
+
+    Args:
+        num_heads: heads of each layer.
+
+    Raises:
+        UserError: it is none, or has layers or heads that aren't there.
+    """
+    layers = {str(layer): range(heads) for layer, heads in enumerate(num_heads)}
+    fits = isinstance(listed, dict) and all(
+        layer in layers and isinstance(heads, list) and all(type(head) is int and head in layers[layer] for head in heads)
+        for layer, heads in listed.items()
+    )
+    if not fits:
+        raise UserError(
+            f"the heads in {source} are none of the encoder's {len(num_heads)} layers of {max(num_heads)}; expected an "
+            'object such as {"0": [1, 3]}, layer to heads from 0, as a run writes it'
+        )
+    return {int(layer): heads for layer, heads in listed.items()}

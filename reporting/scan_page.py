@@ -87,7 +87,7 @@ def as_text(value: object) -> str:
 
 def head_told(probe: dict) -> str:
     """Which head gave the predictions, and how right they are: of a poor one the words say little."""
-    head = "a linear head that was fitted to them" if probe["fitted"] else "the folder's own head"
+    head = "a linear head that was fitted to them" if probe["fitted"] else "the folder's own head, without its pruned heads"
     return f"predictions by {head}, validation accuracy {probe['validation_accuracy']:.3f}"
 
 

@@ -23,7 +23,7 @@ from detection.flip_table import choose_texts, flip_table, open_trial, word_rank
 from detection.folder_checks import folder_findings
 from detection.slots import first_order, inserted, open_slots, slot_gradients, without_holder
 from detection.states import cls_states, fit_head
-from encoder.classifier import Classifier, load_classifier, load_encoder, load_tokeniser
+from encoder.classifier import PRUNED_FILE, Classifier, load_classifier, load_encoder, load_tokeniser
 from encoder.embedding_rows import changed_rows, nearest, norm_outliers, robust_z, variants
 from pipeline.training import accuracy, log_odds, predict
 from scan import Scan, preset_scan, scan, scan_command
@@ -342,9 +342,22 @@ def test_the_same_seed_gives_the_same_scan(scanned, tmp_path):
 
 
 def test_a_classifier_made_here_is_asked_with_its_own_head(taught, tiny_config):
-    result = read(scan(options_for(tiny_config, taught)))
+    options = options_for(tiny_config, taught, own_head=True)
+    page = scan(options)
+    result = read(page)
     assert not result["probe"]["fitted"] and result["probe"]["validation_accuracy"] > 0.9
     assert not [sentence for sentence in result["verdict"] if PLANTED in sentence]
+    assert "the folder&#39;s own head, without its pruned heads" in page.read_text()
+    assert parse(Scan, preset_scan, "", ATTACKS, DEFENCES, shlex.split(scan_command(options))[2:]) == options
+
+
+def test_a_head_and_pruned_heads_that_came_with_an_encoder_are_not_asked(planted_classifier, tiny_config, tmp_path):
+    """They could switch off for the scan what training leaves on."""
+    folder = Path(shutil.copytree(planted_classifier, tmp_path / "suspicious"))
+    (folder / PRUNED_FILE).write_text(json.dumps({layer: [0, 1, 2, 3] for layer in range(2)}))
+    result = read(scan(options_for(tiny_config, folder, words=(PLANTED,))))
+    assert result["probe"]["fitted"] and result["ranks"][0]["flipped"] == 1
+    assert any(re.search(f"Found: words .*“{PLANTED}”", sentence) for sentence in result["verdict"])
 
 
 @pytest.mark.parametrize(
@@ -357,12 +370,13 @@ def test_a_classifier_made_here_is_asked_with_its_own_head(taught, tiny_config):
         ({"clean_encoder": "./nowhere"}, "there is no folder ./nowhere"),
         ({"max_len": 100, "clean_dataset": "LONG"}, "texts have up to 100 tokens, and the encoder .* has positions for 64"),
         ({"clean_dataset": "ONE"}, "all .* train texts of .* have label 1; a classifier needs texts of two classes"),
-        ({"clean_dataset": "THREE"}, "has 2 classes, and .* has 3 .*; name the data it was trained on"),
+        ({"clean_dataset": "THREE", "own_head": True}, "has 2 classes, and .* has 3 .*; name the data it was trained on"),
+        ({"own_head": True, "encoder": "PLAIN"}, "holds no classifier: No such file"),
         ({"tokeniser": "./nowhere"}, "there is no folder ./nowhere"),
         ({"learning_rate": -1.0}, "--learning_rate -1.0 is out of range"),
     ],
 )
-def test_what_a_user_gets_wrong_is_one_clear_line(changes, message, taught, tiny_config, tmp_path):
+def test_what_a_user_gets_wrong_is_one_clear_line(changes, message, taught, tiny_config, tiny_plm, tmp_path):
     tables = {
         "LONG": [(f"{'film ' * 150}{at}", at % 2) for at in range(60)],
         "ONE": [(f"the film {at}", 1) for at in range(60)],
@@ -373,8 +387,9 @@ def test_what_a_user_gets_wrong_is_one_clear_line(changes, message, taught, tiny
         path = tmp_path / f"{changes['clean_dataset']}.csv"
         pd.DataFrame(tables[changes["clean_dataset"]], columns=["text", "label"]).to_csv(path, index=False)
         changes["clean_dataset"] = str(path)
+    encoder = {"PLAIN": tiny_plm}.get(changes.get("encoder"), changes.pop("encoder", taught))
     with pytest.raises(UserError, match=message) as error:
-        scan(options_for(tiny_config, changes.pop("encoder", taught), **changes))
+        scan(options_for(tiny_config, encoder, **changes))
     assert "\n" not in str(error.value)
 
 

@@ -20,8 +20,11 @@ from config import preset_config
 from Data.make_poisoned_data import make_poisoned_data
 from defences.shared import load_defender_inputs
 from encoder.classifier import (
+    HEAD_FILE,
+    PRUNED_FILE,
     Classifier,
     largest_length,
+    load_classifier,
     load_config,
     load_encoder,
     load_tokeniser,
@@ -277,6 +280,58 @@ def test_a_checkpoint_with_a_head_is_still_an_encoder(folder):
     encoder = load_encoder(str(folder))
     name = "encoder.layer.1.output.dense.weight"
     assert isinstance(encoder, BertModel) and torch.equal(encoder.state_dict()[name], weights[f"bert.{name}"])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_refused(folder, value):
+    """One row of a word that no text has would make every other word's z and cosine NaN too."""
+    weights = load_file(folder / "model.safetensors")
+    name = "embeddings.word_embeddings.weight"
+    weights[name][7, 3] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"has {value} at \[7, 3\] of its weight {name}; expected finite numbers"):
+        load_encoder(str(folder))
+
+
+GOOD = {"weight": torch.zeros(2, 32), "bias": torch.zeros(2)}
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {},
+        {"weight": GOOD["weight"]},
+        {"bias": GOOD["bias"]},
+        GOOD | {"weight": torch.zeros(2, 31)},
+        GOOD | {"weight": torch.zeros(3, 32)},
+        GOOD | {"bias": torch.tensor(0.0)},
+        GOOD | {"more": torch.zeros(1)},
+        {"weight": torch.zeros(0, 32), "bias": torch.zeros(0)},
+        GOOD | {"bias": torch.tensor([0.0, float("nan")])},
+    ],
+)
+def test_a_head_that_does_not_fit_is_one_line(head, folder):
+    (folder / PRUNED_FILE).write_text("{}")
+    save_file(GOOD, folder / HEAD_FILE)
+    assert load_classifier(folder).head.out_features == 2
+    save_file(head, folder / HEAD_FILE)
+    with pytest.raises(UserError, match=r"classification_head.safetensors has .*; expected ") as error:
+        load_classifier(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "listed",
+    ["[]", '{"0": [7]}', '{"0": [-1]}', '{"0": "ab"}', '{"0": [true]}', '{"2": [0]}', '{"x": [0]}', "5", "[" * 100_000, "{"],
+)
+def test_pruned_heads_that_are_none_are_one_line(listed, folder):
+    save_file(GOOD, folder / HEAD_FILE)
+    (folder / PRUNED_FILE).write_text('{"0": [3, 1], "1": []}')
+    assert load_classifier(folder).attention.pruned == {0: [3, 1], 1: []}
+    (folder / PRUNED_FILE).write_text(listed)
+    with pytest.raises(UserError, match=r"expected an object such as|holds no classifier") as error:
+        load_classifier(folder)
+    assert "\n" not in str(error.value)
 
 
 # ------------------------------------------------------------------------------------------------------ what we write
