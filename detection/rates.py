@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from attacks.planted import read_poisoned
+from attacks import ATTACKS
+from attacks.planted import measured_tables, read_poisoned
 from config import Config
 from defences.defence import defended_model_folder
 from detection import DETECTORS
@@ -16,6 +17,7 @@ from encoder.classifier import load_classifier, load_tokeniser
 from pipeline.runs import command, stage_settings
 from pipeline.stage import run_once
 from pipeline.training import predict
+from texts.batching import tokenise
 from texts.data_sets import clean_test, defender_splits, fingerprint_texts
 from util import UserError, fingerprint_folder, make_accelerator
 
@@ -29,7 +31,7 @@ def detection_rates(
     clean: pd.DataFrame,
     triggered: pd.DataFrame,
     *,
-    target_class: int,
+    target_class: int | np.ndarray,
     max_len: int,
     seed: int,
     device: torch.device,
@@ -45,8 +47,8 @@ def detection_rates(
     Args:
         folder: of a classifier, as `encoder.classifier.save_classifier` writes it.
         validation, clean, triggered: tables of label and text; the last two are test texts.
-        target_class: the attacker's. Of the triggered texts those count that are of another class and are given this one:
-            the others need no detector.
+        target_class: the attacker's, of all triggered texts or of each, [text]. Of these texts those count that are of
+            another class and are given this one: the others need no detector.
         detectors: names; none: all, but for those that need a language model if there is none.
         language_model: folder of one.
         allowed: shares, 0 to 1.
@@ -68,10 +70,12 @@ def detection_rates(
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; expected a classifier, as a run writes it")
     watched = Watched(load_classifier(folder).to(device), load_tokeniser(str(folder)), max_len, seed, language_model)
-    others = triggered[triggered["label"] != target_class]
+    target = np.broadcast_to(target_class, len(triggered))
+    of_others = (triggered["label"] != target).to_numpy()
+    others, target = triggered[of_others], target[of_others]
     if len(others):
         given = predict(watched.classifier, watched.tokenise(list(others["text"])), "triggered texts").argmax(-1).numpy()
-        others = others[given == target_class]
+        others = others[given == target]
     rows = []
     for name in names:
         started = time.perf_counter()
@@ -101,11 +105,40 @@ def rates_path(config: Config) -> Path:
 def tables_of(config: Config) -> dict[str, pd.DataFrame]:
     """The texts that detectors are measured with: validation, clean_test, poisoned_test.
 
+    Of an attack without a target class, poisoned_test T and poisoned_validation T for each trigger T.
+
     Raises:
         UserError: there are none of a kind, or the poisoned ones are not made yet.
     """
     tables = {"validation": defender_splits(config)[1], "clean_test": clean_test(config)}
+    if ATTACKS[config.attack].data.by_trigger:
+        return tables | measured_tables(config)
     return tables | {"poisoned_test": read_poisoned(config, "test")}
+
+
+def triggered_texts(
+    tables: dict[str, pd.DataFrame], config: Config, folder: Path, device: torch.device
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """The triggered test texts, and the class that the trigger of each stands for, [text].
+
+    Without a target class of the attacker's that is the class of most validation texts with the trigger, as
+    `pipeline.training.metrics_of` has it.
+
+    Args:
+        tables: as `tables_of`.
+        folder: of the classifier.
+    """
+    if "poisoned_test" in tables:
+        return tables["poisoned_test"], np.full(len(tables["poisoned_test"]), config.target_class)
+    classifier, tokeniser = load_classifier(folder).to(device), load_tokeniser(str(folder))
+    found, targets = [], []
+    for name, table in tables.items():
+        kind, _, trigger = name.partition(" ")
+        if kind == "poisoned_validation":
+            predicted = predict(classifier, tokenise(table, tokeniser, config.max_len), "texts with a trigger").argmax(-1)
+            found.append(tables[f"poisoned_test {trigger}"])
+            targets += [int(predicted.bincount().argmax())] * len(found[-1])
+    return pd.concat(found), np.array(targets)
 
 
 def rates_of(
@@ -127,15 +160,17 @@ def rates_of(
     if not folder.exists():
         raise UserError(f"no model in {folder}; make it with: {command('run_all.py', config)}")
     tables = tables or tables_of(config)
+    device = make_accelerator(config.device, config.precision).device
+    triggered, targets = triggered_texts(tables, config, folder, device)
     return detection_rates(
         folder,
         tables["validation"],
         tables["clean_test"],
-        tables["poisoned_test"],
-        target_class=config.target_class,
+        triggered,
+        target_class=targets,
         max_len=config.max_len,
         seed=config.seed,
-        device=make_accelerator(config.device, config.precision).device,
+        device=device,
         detectors=detectors,
         language_model=language_model,
         allowed=allowed,

@@ -14,8 +14,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from attacks import ATTACKS
-from attacks.planted import read_poisoned
+from attacks import ATTACKS, por
+from attacks.planted import measured_tables, read_poisoned
 from config import parse_grid
 from Data.make_poisoned_data import make_poisoned_data
 from defences import DEFENCES
@@ -24,10 +24,10 @@ from detection import DETECTORS, __main__, badacts, rap, rates, strip
 from detection.__main__ import Detection, check_options
 from detection.detector import Detector, Watched, threshold
 from detection.onion import load_language_model, perplexities
-from detection.rates import detection_rates
+from detection.rates import detection_rates, rates_of, tables_of, triggered_texts
 from encoder.classifier import load_classifier, load_tokeniser, save_classifier
-from pipeline.training import predict
-from texts.batching import TokenisedTexts, shuffled_batches
+from pipeline.training import flipped, measure, predict
+from texts.batching import TokenisedTexts, shuffled_batches, tokenise
 from texts.data_sets import clean_test, clean_train, defender_splits
 from util import UserError
 
@@ -274,6 +274,28 @@ def test_rates_are_what_scores_and_thresholds_make_of_the_texts(taught, tiny_con
         assert (row.detector, row.allowed, row.clean, row.triggered) == ("Length", share, len(test), len(flipped))
         assert pytest.approx((clean > limit).mean()) == row.FRR and pytest.approx((flipped <= limit).mean()) == row.FAR
         assert pytest.approx(roc_auc_score([0] * len(clean) + [1] * len(flipped), [*clean, *flipped])) == row.AUROC
+
+
+def test_without_a_target_class_each_trigger_has_its_own(taught, tiny_config, monkeypatch):
+    """As for LFR: the class that most validation texts with it are given, by this classifier."""
+
+    def by_trigger(table: pd.DataFrame, config) -> dict[str, pd.DataFrame]:
+        words = {"good": "bright warm bright warm", "bad": "dull flat dull flat"}
+        return {name: table.assign(text=[f"{text} {put}" for text in table["text"]]) for name, put in words.items()}
+
+    config = replace(tiny_config, attack="POR", target_class=1)
+    attack = ATTACKS["POR"]
+    monkeypatch.setattr(por, "POR", replace(attack, data=replace(attack.data, by_trigger=by_trigger)))
+    tables = tables_of(config)
+    texts = {name: tokenise(table, load_tokeniser(str(taught)), 32) for name, table in measured_tables(config).items()}
+    measured = measure(load_classifier(taught), texts, config.target_class)["triggers"]
+    triggered, targets = triggered_texts(tables, config, taught, torch.device("cpu"))
+    assert {name: each["target_class"] for name, each in measured.items()} == {"good": 1, "bad": 0}
+    assert [text.endswith("bright warm") for text in triggered["text"]] == (targets == 1).tolist() and set(targets) == {0, 1}
+    monkeypatch.setattr(rates, "DETECTORS", {"Length": Detector(paper="none", fit=length_of)})
+    monkeypatch.setattr(rates, "defended_model_folder", lambda config: taught)
+    flips = sum(flipped({"triggers": {name: each}}, 1)[0] for name, each in measured.items())
+    assert set(rates_of(config)["triggered"]) == {flips} and flips > 0
 
 
 def test_without_flipped_texts_nothing_is_missed(taught, tiny_config, monkeypatch):
