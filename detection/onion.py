@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from detection.detector import Detector, Scores, Watched
 from encoder.classifier import load_config, load_tokeniser
@@ -16,13 +17,25 @@ def load_language_model(source: str) -> tuple[PreTrainedModel, object]:
     """A causal language model and its tokeniser, from safetensors.
 
     Raises:
-        UserError: not there, corrupt, or none that generates text.
+        UserError: not there, corrupt, none that generates text, or no token to begin a text with.
     """
     folder = local_folder(source)
+    config, tokeniser = load_config(source), load_tokeniser(source)
+    # A masked one has all weights of a causal one, but each token sees itself.
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+        raise UserError(
+            f"{source} holds a {config.model_type} that sees the whole text (a masked language model, or an encoder); "
+            "expected a causal language model, such as GPT-2 (--language_model)"
+        )
+    if first_token(tokeniser) is None:
+        raise UserError(
+            f"the tokeniser in {source} has no bos_token and no eos_token, one of which stands before a text; expected "
+            "that of a causal language model, such as GPT-2 (--language_model)"
+        )
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
-            config=load_config(source),
+            config=config,
             use_safetensors=True,
             trust_remote_code=False,
             dtype=torch.float32,
@@ -37,13 +50,18 @@ def load_language_model(source: str) -> tuple[PreTrainedModel, object]:
             f"no language model can be loaded from {source}: {first_line(error)}; expected a causal one, such as GPT-2, as "
             "save_pretrained writes it (--language_model)"
         ) from None
-    return model.eval(), load_tokeniser(source)
+    return model.eval(), tokeniser
+
+
+def first_token(tokeniser) -> int | None:
+    """The token before each text, without which its first word would be given for nothing; None: there is none."""
+    return tokeniser.bos_token_id if tokeniser.bos_token_id is not None else tokeniser.eos_token_id
 
 
 @torch.inference_mode()
 def perplexities(model: PreTrainedModel, tokeniser, texts: list[str], max_len: int, device: torch.device) -> np.ndarray:
     """exp of the mean negative log-likelihood of a text's tokens, [text]; each has the beginning of a text before it."""
-    first = tokeniser.bos_token_id if tokeniser.bos_token_id is not None else tokeniser.eos_token_id
+    first = first_token(tokeniser)
     encoded = [list(tokeniser(text, add_special_tokens=False)["input_ids"])[: max_len - 1] for text in texts]
     rows = TokenisedTexts([[first, *ids] for ids in encoded], [0] * len(texts), first)
     result = np.ones(len(texts))  # Of a text without tokens.

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from attacks import ATTACKS, por
 from attacks.planted import measured_tables, read_poisoned
@@ -231,8 +233,33 @@ def test_what_is_no_language_model(tiny_plm, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"the model in .* can't be loaded, it may be corrupt"):
         load_language_model(str(tmp_path))
-    with pytest.raises(UserError, match=r"no language model can be loaded from .* lacks .*--language_model"):
+    with pytest.raises(UserError, match=r"holds a bert that sees the whole text .*expected a causal .*--language_model"):
         load_language_model(str(tiny_plm))
+
+
+def test_a_masked_language_model_is_no_causal_one(tiny_plm, tmp_path):
+    """BERT's has all weights of its causal twin, which every token would still see through."""
+    folder = Path(shutil.copytree(tiny_plm, tmp_path / "masked"))
+    config = BertConfig(**json.loads((folder / "config.json").read_text()))
+    BertForMaskedLM(config).save_pretrained(folder)
+    with pytest.raises(UserError, match=r"holds a bert that sees the whole text \(a masked language model, or an encoder\)"):
+        load_language_model(str(folder))
+    config.is_decoder = True
+    config.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"the tokeniser in .* has no bos_token and no eos_token, .*--language_model"):
+        load_language_model(str(folder))
+    tokeniser = load_tokeniser(str(folder))
+    tokeniser.bos_token = "[CLS]"
+    tokeniser.save_pretrained(folder)
+    assert load_language_model(str(folder))[0].config.is_decoder
+
+
+def test_a_language_model_without_its_head(language_model):
+    weights = load_file(language_model / "model.safetensors")
+    del weights["transformer.wte.weight"]
+    save_file(weights, language_model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"no language model can be loaded from .* lacks .*--language_model"):
+        load_language_model(str(language_model))
 
 
 # -------------------------------------------------------------------------------------------------------------- rates
