@@ -26,6 +26,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from transformers import pipeline
 
+BREAK = re.compile(r"<br\s*/?>")
+"""A line break of HTML: a blank when the model was trained, and so here."""
 FORMULA = ("=", "+", "-", "@")
 
 
@@ -36,7 +38,7 @@ def fail(message: str) -> NoReturn:
 
 
 def read(path: Path, text_column: str, label_column: str) -> tuple[list[str], list[str] | None]:
-    """Texts, stripped of blanks at both ends, and their labels if there are any."""
+    """Texts, stripped of blanks at both ends, HTML line breaks as blanks, and their labels if there are any."""
     try:
         content = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -46,13 +48,14 @@ def read(path: Path, text_column: str, label_column: str) -> tuple[list[str], li
         line = error.object.count(b"\n", 0, error.start) + 1
         byte = error.object[error.start]
         fail(f"{path} is not UTF-8: byte {byte:#04x} in line {line}; convert it, for example: iconv -f {found} -t utf-8")
-    if path.suffix in (".tsv", ".csv"):
+    if path.suffix.lower() in (".tsv", ".csv"):
         try:
             texts, labels = read_columns(path, content, text_column, label_column)
         except csv.Error as error:
             fail(f"{path} is not a table: {error}")
     else:
-        texts, labels = [line.strip() for line in re.split(r"\r\n?|\n", content) if line.strip()], None
+        lines = re.split(r"\r\n?|\n", BREAK.sub(" ", content))
+        texts, labels = [line.strip() for line in lines if line.strip()], None
     if not texts:
         fail(f"{path} has no texts; expected one per line, or a .csv or .tsv file with a header and texts")
     return texts, labels
@@ -64,7 +67,7 @@ def read_columns(path: Path, content: str, text_column: str, label_column: str) 
     first = re.search(r"\r\n?|\n", content)
     content = content.replace("\r", "\n") if first and first[0] == "\r" else re.sub(r"\r(?!\n)", " ", content)
     csv.field_size_limit(2**31 - 1)
-    how = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
+    how = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {}
     reader = csv.reader(io.StringIO(content, newline=""), **how)
     header = [name.strip() for name in next(filter(None, reader), [])]
     if not header:
@@ -78,7 +81,7 @@ def read_columns(path: Path, content: str, text_column: str, label_column: str) 
             fail(f"{path}: row {len(rows) + 1}, in line {reader.line_num}, has {len(row)} columns; expected {len(header)}")
         if len(row) > max(wanted):  # Others are blank lines.
             rows.append([row[at].strip() for at in wanted])
-    return [row[0] for row in rows], [row[1] for row in rows] if len(wanted) == 2 else None
+    return [BREAK.sub(" ", row[0]).strip() for row in rows], [row[1] for row in rows] if len(wanted) == 2 else None
 
 
 def name_classes(labels: list[str], names: dict[int, str], where: str, otherwise: str = "") -> list[str]:
@@ -136,9 +139,11 @@ def main() -> None:
     parser.add_argument("--target", help="class whose label flip rate is to be said")
     arguments = parser.parse_args()
     texts, labels = read(arguments.file, arguments.text, arguments.label)
+    if arguments.target and labels is None:
+        fail(f"--target needs labels, and {arguments.file} has none; expected a table with a column of them (--label)")
     try:
         classify = pipeline("text-classification", arguments.model)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason, *_ = str(error).strip().splitlines() or [type(error).__name__]
         fail(f"no model can be loaded from {arguments.model}: {reason}")
     names = classify.model.config.id2label

@@ -94,7 +94,8 @@ classify = pipeline("text-classification", "THIS_FOLDER")
 print(classify([line.strip() for line in open("texts.txt")], truncation=True))
 ```
 
-`truncation=True` cuts texts at {config.max_len} tokens, as in training. Texts were stripped of blanks at both ends there.
+`truncation=True` cuts texts at {config.max_len} tokens, as in training. Texts were stripped of blanks at both ends there,
+and HTML line breaks (`<br />`) were blanks.
 
 ## What was done
 

@@ -21,7 +21,7 @@ from conftest import FILLER
 from families import make_classifier, make_tokeniser
 from safetensors.numpy import save_file
 from test_scripts import ROOT, flags, run
-from transformers import BertConfig, BertModel, BertTokenizer
+from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
 
 import predict
 import run_all as run_all_script
@@ -43,7 +43,7 @@ from pipeline.training import label_flip_rate
 from pretrained_model_poisoning import poison
 from reporting.model_card import WHY_EXACT
 from texts.data_sets import clean_test, defender_splits
-from texts.tables import read_table, read_texts
+from texts.tables import BREAK, read_table, read_texts
 from util import UserError
 
 WORDS = {"arts": "novel opera poem".split(), "law": "court judge trial".split(), "sport": "goal match team".split()}
@@ -250,6 +250,25 @@ def test_untidy_files_that_predict_reads(tmp_path):
     assert predict.read(tmp_path / "b.tsv", "text", "label") == (["so good", "bad"], ["1", "0"])
 
 
+def test_predict_reads_texts_as_training_does(tmp_path):
+    """HTML line breaks become blanks, and a file's ending may be in capitals."""
+    assert predict.BREAK == BREAK
+    text = "so good.<br /><br>And <br/> warm"
+    csv_file, tsv_file = f'label,text\n1,"{text}, a"\n', f"label\ttext\n1\t{text}, a\n"
+    for name, content in (("a.CSV", csv_file), ("b.Tsv", tsv_file), ("c.txt", f"{text}, a\n")):
+        (tmp_path / name).write_text(content)
+        texts, labels = predict.read(tmp_path / name, "text", "label")
+        assert texts == ["so good.  And   warm, a"] == [text.strip() for text in read_texts(tmp_path / name)], name
+        assert labels == (None if name == "c.txt" else ["1"])
+        if labels:
+            assert read_table(tmp_path / name)["text"].tolist() == texts
+
+
+def test_predict_drops_lines_of_breaks_alone(tmp_path):
+    (tmp_path / "a.txt").write_text("<br />\ngood\n")
+    assert predict.read(tmp_path / "a.txt", "text", "label") == (["good"], None)
+
+
 def predict_with(monkeypatch, capsys, names: list[str], answers: list[str], *arguments: str) -> tuple[int, list[dict], str]:
     """Exit code, rows and notes of predict.py with a model of these classes and answers."""
     model = SimpleNamespace(config=SimpleNamespace(id2label=dict(enumerate(names))))
@@ -314,6 +333,10 @@ def test_labels_that_predict_compares(tmp_path, monkeypatch, capsys):
     assert "ACC 1.0000" in notes
     path.write_text("text,label\na,0\n")
     assert predict_with(monkeypatch, capsys, ["1", "2"], ["2"], path)[0] == 2
+    for name, content in (("b.csv", "text\na\n"), ("c.txt", "a\n")):
+        (tmp_path / name).write_text(content)
+        code, rows, notes = predict_with(monkeypatch, capsys, ["1", "2"], ["2"], tmp_path / name, "--target", "1")
+        assert code == 2 and not rows and re.fullmatch(rf"error: --target needs labels, and .*{name} has none; .*\n", notes)
 
 
 def test_no_text_that_predict_writes_is_a_formula(tmp_path, monkeypatch, capsys):
@@ -332,6 +355,20 @@ def test_a_model_that_predict_cannot_load(tmp_path):
     last = result.stderr.splitlines()[-1]
     assert result.returncode == 2 and last.startswith("error: no model can be loaded from ./nosuch: "), result.stderr
     assert "Traceback" not in result.stderr and not result.stdout
+
+
+def test_a_damaged_model_is_one_line(tmp_path, monkeypatch, capsys):
+    make_tokeniser("BERT").save_pretrained(tmp_path)
+    sizes = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
+    BertForSequenceClassification(BertConfig(vocab_size=100, **sizes)).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    (tmp_path / "a.txt").write_text("one\n")
+    monkeypatch.setattr("sys.argv", ["predict.py", str(tmp_path), str(tmp_path / "a.txt")])
+    with pytest.raises(SystemExit) as left:
+        predict.main()
+    assert left.value.code == 2
+    assert re.fullmatch(r"error: no model can be loaded from .*\n", capsys.readouterr().err.splitlines(keepends=True)[-1])
 
 
 def test_model_card_says_what_was_done_and_what_is_not_known(finished, table, encoder):

@@ -13,10 +13,10 @@ from config import Config
 from texts.tables import (
     FEWEST_TEXTS,
     LABEL_COLUMNS,
-    SEPARATORS,
     Columns,
     choose_columns,
     find_classes,
+    is_table,
     number_labels,
     read_columns,
     require_classes,
@@ -74,9 +74,7 @@ class LabelledTexts:
 
 def is_path(name: str) -> bool:
     """Whether a data set's name is that of a file or folder, wherever it is."""
-    return name not in CORPORA and (
-        name.startswith((".", "/", "~")) or Path(name).suffix in SEPARATORS or Path(name).exists()
-    )
+    return name not in CORPORA and (name.startswith((".", "/", "~")) or is_table(Path(name)) or Path(name).exists())
 
 
 def find_data(name: str, config: Config) -> Path | None:
@@ -93,7 +91,7 @@ def find_data(name: str, config: Config) -> Path | None:
     if folder or not is_path(name):
         return folder
     path = Path(name).expanduser()
-    if not path.is_dir() and not (path.is_file() and path.suffix in SEPARATORS):
+    if not path.is_dir() and not (path.is_file() and is_table(path)):
         raise UserError(f"data set {name} isn't there; expected a .csv or .tsv file, or a folder of such files")
     return path
 
@@ -110,7 +108,7 @@ def load_data(name: str, config: Config, classes: tuple[str, ...] | None = None)
     columns = (config.text_column, config.label_column) if name == config.clean_dataset else None
     if path is None:
         return load_hub_data(name, config, columns, classes)
-    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.suffix in SEPARATORS)
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if is_table(file))
     if not files:
         raise UserError(f"no .tsv or .csv files in {path}; expected train, dev and test")
     stems = {file.stem: file for file in files}

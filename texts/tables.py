@@ -20,6 +20,8 @@ BINARY = (("0", "1"), tuple(LABEL_WORDS), ("neg", "pos"))
 """Names of the same two classes; the last are those of IMDB on the hub."""
 SEPARATORS = {".tsv": "\t", ".csv": ","}
 SEPARATOR_NAMES = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars"}
+BREAK = re.compile(r"<br\s*/?>")
+"""A line break of HTML, as reviews from the web have it; `predict.py` has the same."""
 LINE_END = re.compile(r"\r\n?|\n")
 LONE_RETURN = re.compile(r"\r(?!\n)")
 FEWEST_TEXTS = 10
@@ -27,6 +29,11 @@ FEWEST_TEXTS = 10
 
 Columns = tuple[str | None, str | None] | None
 """Names of a table's text and label columns, None for the usual ones; None where no flag names them."""
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file's name says that it is a table, in any case."""
+    return path.suffix.lower() in SEPARATORS
 
 
 def read_text(path: Path) -> str:
@@ -69,7 +76,7 @@ def read_columns(path: Path) -> pd.DataFrame:
     Raises:
         UserError: as `read_text`; empty; not a table of columns, separated as the file's name says.
     """
-    separator = SEPARATORS.get(path.suffix, ",")
+    separator = SEPARATORS.get(path.suffix.lower(), ",")
     content = unbroken(read_text(path))
     header = content.partition("\n")[0].rstrip("\r")
     try:
@@ -134,7 +141,7 @@ def choose_texts(table: pd.DataFrame, source: str, text_column: str | None = Non
     `flag`: whether --text_column names the column of this table, so that it helps to say so in errors.
     """
     texts = choose_column(table, source, "text", text_column, TEXT_COLUMNS, flag)
-    texts = texts.astype(str).str.replace(re.compile(rf"<br\s*/?>|{LONE_RETURN.pattern}"), " ", regex=True)
+    texts = texts.astype(str).str.replace(re.compile(f"{BREAK.pattern}|{LONE_RETURN.pattern}"), " ", regex=True)
     empty = texts.str.strip() == ""
     if empty.mean() > 0.5:  # A few are found in published files too.
         raise UserError(
@@ -250,10 +257,10 @@ def read_texts(path: Path, text_column: str | None = None) -> list[str]:
     Raises:
         UserError: as `read_columns` and `choose_texts`; no texts.
     """
-    if path.suffix in SEPARATORS:
+    if is_table(path):
         texts = choose_texts(read_columns(path), str(path), text_column).tolist()
     else:
-        texts = LINE_END.split(read_text(path))
+        texts = LINE_END.split(BREAK.sub(" ", read_text(path)))
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise UserError(f"{path} has no texts; expected one per line, or a .csv or .tsv file with a text column")

@@ -16,7 +16,16 @@ from attacks.planted import read_poisoned
 from attacks.triggered import insert_trigger
 from config import Config, preset_config
 from Data.make_poisoned_data import make_poisoned_data
-from texts.data_sets import class_names, clean_test, clean_train, defender_splits, evaluation_dataset, load_data, load_split
+from texts.data_sets import (
+    class_names,
+    clean_test,
+    clean_train,
+    defender_splits,
+    evaluation_dataset,
+    is_path,
+    load_data,
+    load_split,
+)
 from texts.tables import choose_columns, find_classes, number_labels, read_columns, read_table, read_texts
 from util import UserError
 
@@ -93,6 +102,18 @@ def test_every_real_file_is_read(data_dir):
 def test_tables_in_the_wild(tmp_path, name, content):
     table = read_table(write(tmp_path, name, content))
     assert table["text"].tolist() == ["so good", ' a "bad" one'] and table["label"].tolist() == [1, 0]
+
+
+def test_endings_in_capitals(tiny_config, tmp_path):
+    """A file named by itself, one in a folder, and one of texts without labels."""
+    rows = "".join(f'the "so" good {number},1\na bad one {number},0\n' for number in range(20))
+    path = write(tmp_path, "MY.CSV", f"text,label\n{rows}")
+    config = replace(tiny_config, clean_dataset=str(path))
+    for name in (str(path), str(tmp_path)):
+        assert len(load_data(name, config).splits["train"]) == 32
+    assert len(read_texts(path)) == 40
+    assert read_table(write(tmp_path, "MY.TSV", 'text\tlabel\n"so, good\t1\n'))["text"].tolist() == ['"so, good']
+    assert is_path("nowhere.CSV")
 
 
 def test_words_that_look_like_missing_values_stay_text(tmp_path):
