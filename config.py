@@ -343,6 +343,11 @@ def parse(
     return kind(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(kind)})
 
 
+def plain_config(options: Config) -> Config:
+    """Those of a script's options that every script has."""
+    return Config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
+
+
 def with_underscores(argument: str) -> str:
     """A flag as tyro reads it, --poisoned-model like --poisoned_model; anything else as it is."""
     flag, *value = argument.split("=", 1)

@@ -8,16 +8,16 @@ The page is for this machine alone unless --host says otherwise; no link is shar
 shows is of the run's own triggers: no answer here says that an encoder is clean.
 """
 
-import dataclasses
 import importlib.util
 import os
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from attacks import ATTACKS
-from config import Config, check_ranges, parse, preset_config
+from config import Config, check_ranges, parse, plain_config, preset_config
 from defences import DEFENCES
-from util import UserError, run_script
+from util import UserError, first_line, run_script
 
 if TYPE_CHECKING:
     import gradio
@@ -95,16 +95,29 @@ def build(examiner: "Examiner") -> "gradio.Blocks":
     return page
 
 
+def require_address(host: str, port: int) -> None:
+    """Raise a UserError, before models are loaded, if nothing can listen there."""
+    try:
+        if port == 0:
+            raise ValueError("0 is no port of a page")
+        socket.create_server((host, port)).close()
+    except (OSError, OverflowError, ValueError) as error:
+        raise UserError(
+            f"nothing can listen at {host}, port {port} ({first_line(error)}); give another --port, 1 to 65535, that nobody "
+            "uses, or an address of this machine as --host"
+        ) from None
+
+
 def main() -> None:
     demo = parse(Demo, lambda preset: Demo(**vars(preset_config(preset))), __doc__, ATTACKS, DEFENCES, None)
     check_ranges(demo)
-    config = Config(**{field.name: getattr(demo, field.name) for field in dataclasses.fields(Config)})
+    require_address(demo.host, demo.port)
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the page needs Gradio, which isn't installed; install it with: pip install gradio")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from detection.one_text import examine
 
-    page = build(examine(config, demo.detectors, demo.allowed))
+    page = build(examine(plain_config(demo), demo.detectors, demo.allowed))
     page.launch(server_name=demo.host, server_port=demo.port, share=False, show_error=True, footer_links=[])
 
 

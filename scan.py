@@ -10,7 +10,6 @@ ENCODER is a folder or a hub id. Writes `results/scan_NAME/`: scan.json, the pag
 something or doesn't find it; what it can't see is in docs/detection.md.
 """
 
-import dataclasses
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Annotated
 import tyro
 
 from attacks import ATTACKS
-from config import PRESETS, Config, check_ranges, parse
+from config import PRESETS, Config, check_ranges, parse, plain_config
 from defences import DEFENCES
 from detection.encoder_scan import Effort, scan_encoder
 from pipeline.runs import command, encoder_name
@@ -57,7 +56,7 @@ def scan(options: Scan) -> Path:
     for name in ("texts", "tried"):
         if getattr(options, name) < 2:
             raise UserError(f"--{name} {getattr(options, name)} is out of range; expected 2 or more")
-    config = replace(plain(options), attack="none", poisoned_model=options.encoder)
+    config = replace(plain_config(options), attack="none", poisoned_model=options.encoder)
     check_ranges(config)
     folder = Path(config.output_dir) / f"scan_{encoder_name(options.encoder)}"
     require_writable(config.output_dir)
@@ -70,18 +69,13 @@ def scan(options: Scan) -> Path:
     return write_scan_page(folder, result, options.encoder, scan_command(options))
 
 
-def plain(options: Scan) -> Config:
-    """Those of the options that every script has."""
-    return Config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
-
-
 def scan_command(options: Scan) -> str:
     """The command that makes the same scan."""
     own = {name: getattr(options, name) for name in ("words", "texts", "tried")}
     changed = {name: value for name, value in own.items() if value != getattr(Scan, name)}
     head = " --own_head" if options.own_head else ""
     encoder = f"scan.py {shlex.quote(options.encoder)}{head}"
-    return command("scan.py", plain(options), **changed).replace("scan.py", encoder, 1)
+    return command("scan.py", plain_config(options), **changed).replace("scan.py", encoder, 1)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from conftest import tiny_settings
 from test_house import ROOT
 from test_scripts import flags, run
 
+import demo
 import story
 from attacks.planted import poisoned_model_folder
 from config import Config
@@ -92,6 +93,27 @@ def test_errors_are_one_line(finished):
         examine(replace(finished, seed=99), ("DAN",), 0.05)
     code, _, errors = run("demo.py", *flags(finished), "--allowed", "2")
     assert (code, errors.strip()) == (2, "error: --allowed 2.0 is out of range; expected 0 to 1")
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "reason"),
+    [
+        ("127.0.0.1", "BUSY", "in use"),
+        ("127.0.0.1", 65536, "0-65535"),
+        ("127.0.0.1", -1, "0-65535"),
+        ("127.0.0.1", 0, "0 is no port"),
+        ("nowhere.invalid", 7860, ""),
+        ("a" * 70, 7860, ""),
+        ("203.0.113.1", 7860, ""),
+    ],
+)
+def test_an_address_where_nothing_can_listen(host, port, reason, monkeypatch):
+    """It is noticed before anything is loaded."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1] if port == "BUSY" else port
+        monkeypatch.setattr("sys.argv", ["demo.py", f"--host={host}", f"--port={port}"])
+        with pytest.raises(UserError, match=rf"at {host}, port {port} \(.*{reason}.*\); give another --port, .* as --host"):
+            demo.main()
 
 
 def test_in_a_browser(finished, examiner, browser):
