@@ -27,6 +27,7 @@ from defences.defence import as_defence, product_path, record_path, run_folder
 from defences.fine_tuning import FINE_TUNING
 from encoder.classifier import COUNT_FROM_PADDING, Classifier, load_classifier, load_tokeniser, save_encoder
 from encoder.cls_attention import remove_pruned_heads
+from encoder.trusted import is_python_only
 from pipeline.runs import command
 from pipeline.stage import alone
 from pipeline.training import measure, metrics_of, predict
@@ -245,7 +246,7 @@ def export_model(config: Config) -> dict:
         result["fine_tuned"] = measure(fine_tuned, texts, config.target_class)
         save_json(temporary / "evaluation.json", result)
         done = [stage.done(record) for stage, record in zip(stages, records, strict=True)]
-        card = model_card(config, classifier, done, records[-1]["settings"], result)
+        card = model_card(config, classifier, done, records[-1]["settings"], result, is_python_only(tokeniser))
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return result
 

@@ -23,26 +23,36 @@ rounding of fp32; the last layer undoes the constant. Half precision (fp16) can'
 }
 
 
-def model_card(config: Config, classifier: Classifier, done: list[str], read: dict, result: dict) -> str:
+def model_card(
+    config: Config, classifier: Classifier, done: list[str], read: dict, result: dict, python_only: bool = False
+) -> str:
     """README.md of an exported model, as Markdown.
 
     Args:
         done: what each stage did.
         read: the settings of the last stage.
         result: what `export.export_model` has measured.
+        python_only: whether the tokeniser can't be looked into (`encoder.trusted.is_python_only`).
     """
     defence = DEFENCES[config.defence]
     # A folder, a file and a class may have any name, and the card is published.
     encoder = as_markdown(short_name(config.poisoned_model or config.plm))
     data = as_markdown(short_name(config.clean_dataset))
     names = [as_markdown(name) for name in classifier.encoder.config.id2label.values()]
-    tokeniser = (
-        f"The tokeniser is not the encoder's but that of {as_markdown(short_name(config.tokeniser))}, which was given as "
-        "trusted."
-        if config.tokeniser
-        else "Of the encoder's own tokeniser it was checked that it cuts texts into tokens and does nothing else: no "
-        "normaliser that rewrites words, no two strings with one number, nothing added but the special tokens at both ends."
-    )
+    if config.tokeniser:
+        trusted = as_markdown(short_name(config.tokeniser))
+        tokeniser = f"The tokeniser is not the encoder's but that of {trusted}, which was given as trusted."
+    elif python_only:
+        tokeniser = (
+            "The encoder's own tokeniser is Python through and through, so that nobody can look into what it does to texts. "
+            "It was checked alone that it added nothing to a few of them but the special tokens at both ends."
+        )
+    else:
+        tokeniser = (
+            "Of the encoder's own tokeniser it was checked that it cuts texts into tokens and does nothing else: no "
+            "normaliser that rewrites words, no word for what it doesn't know, no two strings with one number, nothing "
+            "added but the special tokens at both ends."
+        )
     before, after = result["fine_tuned"], result["defended"]
     texts = int(np.sum(after["clean"]["confusion_matrix"]))
     error = (after["ACC"] * (1 - after["ACC"]) / texts) ** 0.5

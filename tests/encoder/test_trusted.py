@@ -13,7 +13,7 @@ from families import FAMILIES, make_classifier, make_tokeniser
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaTokenizer, TokenizersBackend
+from transformers import BertConfig, BertForMaskedLM, BertJapaneseTokenizer, BertModel, RobertaTokenizer, TokenizersBackend
 
 from attacks.ripple import embedding_surgery
 from config import preset_config
@@ -33,7 +33,7 @@ from encoder.classifier import (
     save_classifier,
     save_encoder,
 )
-from encoder.trusted import require_plain_tokeniser, require_vocabulary, rewriting, unusual_charsmap
+from encoder.trusted import is_python_only, require_plain_tokeniser, require_vocabulary, rewriting, unusual_charsmap
 from export import save_standard
 from pipeline.runs import fingerprint_encoder
 from pretrained_model_poisoning import poison
@@ -724,15 +724,25 @@ def test_embedding_surgery_on_byte_level_tokens(capsys):
 
 
 @pytest.mark.parametrize(
-    ("tokeniser", "sentence"), [(None, "it was checked that it cuts"), ("a/b", "that of a/b, which was given")]
+    ("tokeniser", "python_only", "sentence"),
+    [
+        (None, False, "Of the encoder's own tokeniser it was checked that it cuts"),
+        (None, True, "The encoder's own tokeniser is Python through and through"),
+        ("a/b", False, "The tokeniser is not the encoder's but that of a/b, which was given"),
+        ("a/b", True, "The tokeniser is not the encoder's but that of a/b, which was given"),
+    ],
 )
-def test_the_card_says_what_was_checked_of_the_tokeniser(tokeniser, sentence):
+def test_the_card_says_what_was_checked_of_the_tokeniser(tokeniser, python_only, sentence):
     config = preset_config("own", poisoned_model="some/model", clean_dataset="my.csv", tokeniser=tokeniser)
     measured = {"ACC": 0.5, "clean": {"confusion_matrix": [[1, 1], [1, 1]]}}
     result = {"class": "ElectraForSequenceClassification", "largest_difference": 1e-6}
     result |= {"defended": measured, "fine_tuned": measured}
-    card = model_card(config, make_classifier("BERT"), [], {"fingerprints": {"encoder": "f" * 64}}, result)
-    assert (
-        f"PURE defends against what is in the weights, and against nothing else. {'The' if tokeniser else 'Of the'}" in card
-    )
-    assert sentence in card and "f" * 64 in card
+    read = {"fingerprints": {"encoder": "f" * 64}}
+    card = model_card(config, make_classifier("BERT"), [], read, result, python_only)
+    assert f"PURE defends against what is in the weights, and against nothing else. {sentence}" in card and "f" * 64 in card
+
+
+def test_what_can_be_looked_into(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film"]))
+    assert is_python_only(BertJapaneseTokenizer(str(tmp_path / "vocab.txt"), do_word_tokenize=False))
+    assert not is_python_only(make_tokeniser("BERT"))
