@@ -192,12 +192,12 @@ class Grid(Config):
     """Measure too what a never-poisoned encoder makes of the triggered texts, after the same defence: no defence can be asked for a lower LFR."""
     detection: bool = False
     """Measure too how well the detectors of triggered texts tell them from clean ones, with each cell's model (docs/detection.md)."""
-    table: str = "grid"
-    """Name of the grid's files in output_dir: a CSV file with a row per cell, and a table as Markdown."""
+    table: str | None = None
+    """Name of the grid's files in output_dir: a CSV file with a row per cell, and a table as Markdown; None: grid. With a name a single run is written as a grid too."""
     workers: int = 1
     """Stages that run side by side on this machine, each in a process of its own; more than 1 needs Parsl."""
     threads: int | None = None
-    """Threads of each worker, on which results depend by rounding; None: the processor's cores, divided among the workers."""
+    """Threads of each worker, or of a single run, on which results depend by rounding; None: the processor's cores, divided among the workers."""
     engine: str | None = None
     """Python file with a Parsl configuration, whose workers run the stages, wherever they are (examples in engines/)."""
 

@@ -12,6 +12,7 @@ So the first layer computes every logit and its negative, and the second subtrac
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -218,6 +219,7 @@ def export_model(config: Config) -> dict:
     Raises:
         UserError: the run isn't finished, or the model has no equal in transformers.
     """
+    fine_tuned_folder = product_path(replace(config, defence="FT"), FINE_TUNING)
     config = as_defence(config)
     stages, folder = DEFENCES[config.defence].stages, run_folder(config) / "exported_model"
     source = product_path(config, stages[-1])
@@ -242,7 +244,7 @@ def export_model(config: Config) -> dict:
         result["largest_difference"] = max(each["largest_difference"] for each in found.values())
         confusions = {name: each["confusion_matrix"] for name, each in found.items()}
         result["defended"] = metrics_of(confusions, config.target_class)
-        fine_tuned = load_classifier(product_path(config, FINE_TUNING)).to(device)
+        fine_tuned = load_classifier(fine_tuned_folder).to(device)
         result["fine_tuned"] = measure(fine_tuned, texts, config.target_class)
         save_json(temporary / "evaluation.json", result)
         done = [stage.done(record) for stage, record in zip(stages, records, strict=True)]

@@ -17,7 +17,7 @@ import importlib.util
 import json
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,13 +94,16 @@ class Run:
     poisoned: dict | None
     """None: the encoder is somebody else's."""
     fine_tuned: dict
-    pruning: dict
+    pruning: dict | None
+    """None: the defence prunes no heads."""
     defended: dict
     floor: dict | None
     """Metrics of the never-poisoned encoder after the same defence; None: not measured."""
 
-    def heads(self) -> tuple[int, int]:
-        """How many heads were pruned, and of how many."""
+    def heads(self) -> tuple[int, int] | None:
+        """How many heads were pruned, and of how many; None: the defence prunes none."""
+        if self.pruning is None:
+            return None
         return sum(map(len, self.pruning["pruned_heads"].values())), sum(map(len, self.pruning["variance"]))
 
 
@@ -108,23 +111,23 @@ def read_run(config: Config) -> Run:
     """The records of the run that a configuration names.
 
     Raises:
-        UserError: there is no such run, it is not finished, its stages don't fit together, or the defence is no PURE.
+        UserError: there is no such run, it is not finished, its stages don't fit together, or it is of FT alone.
     """
     stages = DEFENCES[config.defence].stages
-    if PRUNING not in stages:
-        shown = ", ".join(name for name, defence in DEFENCES.items() if PRUNING in defence.stages)
+    if config.defence == "FT":
         raise UserError(
-            f"a report is of a run with pruned heads, and --defence {config.defence} prunes none; expected one of {shown}, "
-            "each of which is shown beside FT (several defences: --csv results/grid.csv)"
+            "a report shows a defence beside fine-tuning alone, and --defence FT is that; expected another defence "
+            "(several: --csv results/grid.csv)"
         )
     settings = as_defence(config)
     folder = run_folder(settings)
     encoder = resolve_plm(config.poisoned_model) if config.poisoned_model else str(poisoned_model_folder(config))
     paths = {
-        "fine_tuned": record_path(settings, FINE_TUNING),
-        "pruning": record_path(settings, PRUNING),
+        "fine_tuned": record_path(replace(config, defence="FT"), FINE_TUNING),
         "defended": record_path(settings, stages[-1]),
     }
+    if PRUNING in stages:
+        paths["pruning"] = record_path(settings, PRUNING)
     if not config.poisoned_model:
         paths = {"poisoned": Path(encoder) / POISONING_RECORD, **paths}
     records = {name: load_json(path) for name, path in paths.items()}
@@ -134,12 +137,22 @@ def read_run(config: Config) -> Run:
         raise UserError(f"no run in {folder}; make it with: {make} (or name another with the flags that made it)")
     if lacking:
         raise UserError(f"the run in {folder} is not finished: no readable {lacking[0]}; go on with: {make}")
-    read = [records[name]["settings"] for name in ("fine_tuned", "pruning", "defended")]
-    same_heads = read[2]["pruned_heads"] == records["pruning"]["pruned_heads"]
-    if any(each["fingerprints"] != read[0]["fingerprints"] for each in read) or not same_heads:
+    texts = [fingerprints_of(records[name]) for name in ("fine_tuned", "pruning", "defended") if name in records]
+    encoders = [each.pop("encoder") for each in texts]
+    same = all(each == texts[0] for each in texts)
+    if "clean_encoder" not in DEFENCES[config.defence].reads():  # Which one may train in the given encoder's place.
+        same = same and len(set(encoders)) == 1
+    if "pruning" in records:
+        same = same and records["defended"]["settings"]["pruned_heads"] == records["pruning"]["pruned_heads"]
+    if not same:
         raise UserError(f"the stages of the run in {folder} are of different encoders, texts or heads; mend it with: {make}")
-    records.setdefault("poisoned", None)
+    records = {"poisoned": None, "pruning": None, **records}
     return Run(config, folder, encoder, **records, floor=read_floor(config, records["defended"]))
+
+
+def fingerprints_of(record: dict) -> dict[str, str]:
+    """Of the encoder and the texts that a stage has read."""
+    return dict(record["settings"]["fingerprints"])
 
 
 def read_floor(config: Config, defended: dict) -> dict | None:
@@ -178,13 +191,14 @@ def write_report(run: Run, sentence: str | None, trigger: str | None, texts: int
     accelerator = make_accelerator(config.device, config.precision)
     clean, known = clean_test(config), config.attack in ATTACKS
     triggered = read_poisoned(config, "test") if known else None
-    models = {"fine_tuned": product_path(as_defence(config), FINE_TUNING), "defended": defended_model_folder(config)}
+    plain = replace(config, defence="FT")
+    models = {"fine_tuned": product_path(plain, FINE_TUNING), "defended": defended_model_folder(config)}
     fingerprints = {"encoder": fingerprint_encoder(run.encoder)}
     fingerprints |= {name: fingerprint_encoder(str(folder)) for name, folder in models.items()}
     read = {name: fingerprint_texts(table) for name, table in measured_tables(config).items()}
     read["encoder"] = fingerprints["encoder"]
     for name, found in read.items():
-        if run.defended["settings"]["fingerprints"].get(name) != found:
+        if fingerprints_of(run.fine_tuned).get(name) != found:
             raise UserError(
                 f"{name} has changed since the run in {run.folder}; run it again with: {command('run_all.py', config)}"
             )
@@ -195,17 +209,21 @@ def write_report(run: Run, sentence: str | None, trigger: str | None, texts: int
         return page_path
     from reporting.page import keep_figures, write_page
 
+    tokeniser, another = (load_tokeniser(str(folder)) for folder in models.values())
+    shown = choose_demonstration(sentence, trigger, others, config)
+    if tokeniser.get_vocab() != another.get_vocab():  # Of a clean encoder: the models don't see the same tokens.
+        shown = None
     computed = analyse(
         config=config,
-        shown=(shown := choose_demonstration(sentence, trigger, others, config)),
+        shown=shown,
         texts=texts,
         clean=clean,
         triggered=triggered,
         encoder=run.encoder,
         models=models,
         fingerprints=fingerprints,
-        tokeniser=load_tokeniser(str(models["defended"])),
-        steps=run.pruning["steps"],
+        tokeniser=tokeniser,
+        steps=run.pruning["steps"] if run.pruning else [],
         accelerator=accelerator,
         record_path=run.folder / RECORD,
     )
@@ -224,7 +242,7 @@ def write_report(run: Run, sentence: str | None, trigger: str | None, texts: int
         "about": f"Preset {config.preset}, encoder {config.poisoned_model or config.plm}, "
         + (f"attacker's data {config.trigger_dataset}, " if known else "")
         + f"defender's clean data {config.clean_dataset}, seed {config.seed}.",
-        "verdict": [verdict(config, run.fine_tuned["metrics"], run.defended["metrics"], run.floor, *run.heads())],
+        "verdict": [verdict(config, run.fine_tuned["metrics"], run.defended["metrics"], run.floor, run.heads())],
         "notes": run_notes(run.defended["metrics"], run.floor is not None),
         "tables": [run_table(run)],
         "figures_folder": run.folder / "figures",
@@ -298,10 +316,14 @@ def run_table(run: Run) -> dict:
 
 def training_histories(run: Run) -> dict[str, dict]:
     """Title to history of every fine-tuning of the run."""
-    titles = {name: title for stage in DEFENCES[run.config.defence].stages for name, title in stage.phases.items()}
-    poisoning = {f"poisoning ({run.config.attack})": run.poisoned["training"]} if run.poisoned else {}
-    phases = {**run.fine_tuned["training"], **run.defended["training"]}
-    return poisoning | {titles[name]: history for name, history in phases.items()}
+    config, last = run.config, DEFENCES[run.config.defence].last
+    histories = {f"poisoning ({config.attack})": run.poisoned["training"]} if run.poisoned else {}
+    for stage, record in ((FINE_TUNING, run.fine_tuned), (last, run.defended)):
+        for name, history in record["training"].items():
+            title = stage.phases[name]
+            # FTH is that stage again, at another learning rate.
+            histories[f"{title}, {config.defence}" if title in histories else title] = history
+    return histories
 
 
 def run_figures(run: Run, computed: dict, marked: str, validation_texts: int) -> "Figures":
@@ -322,8 +344,8 @@ def run_figures(run: Run, computed: dict, marked: str, validation_texts: int) ->
 
     config, pruning, figures = run.config, run.pruning, {}
     effect, attention = computed["trigger_effect"], computed["attention"]
-    pruned = {int(layer): heads for layer, heads in pruning["pruned_heads"].items()}
-    crosses = pruned_heads_text(as_defence(config), *run.heads())
+    pruned = {int(layer): heads for layer, heads in pruning["pruned_heads"].items()} if pruning else {}
+    crosses = pruned_heads_text(as_defence(config), *(run.heads() or (0, 0)))
     if effect:
         clean, triggered = (np.array(effect[f"variance_{kind}"]) for kind in ("clean", "triggered"))
         figures["head_variance"] = (
@@ -331,13 +353,13 @@ def run_figures(run: Run, computed: dict, marked: str, validation_texts: int) ->
             "What the trigger does to [CLS] attention",
             variance_caption(triggered - clean, pruned, effect["settings"]["texts"], crosses),
         )
-    else:
+    elif pruning:
         figures["head_variance"] = (
             variance_figure(np.array(pruning["variance"]), None, pruned),
             "Variance of [CLS] attention",
             clean_variance_caption(validation_texts, crosses),
         )
-    if pruning["steps"]:
+    if pruning and pruning["steps"]:
         rates = effect["flip_rates"] if effect else None
         texts = effect["settings"]["texts"]["triggered"] if effect else 0
         settings = pruning["settings"]
@@ -359,18 +381,19 @@ def run_figures(run: Run, computed: dict, marked: str, validation_texts: int) ->
             "Where [CLS] looks in one sentence",
             attention_caption(attention["settings"]["sentence"], marked, attention["marked"], rows),
         )
-    kept = [len(row) - len(pruned.get(layer, [])) for layer, row in enumerate(pruning["variance"])]
-    figures["layer_weights"] = (
-        layers_figure(pruning["layer_variance"], run.defended["layer_weight"]),
-        "Variances of the layers, and their weights in the penalty",
-        layers_caption(kept, validation_texts),
-    )
+    if pruning:
+        kept = [len(row) - len(pruned.get(layer, [])) for layer, row in enumerate(pruning["variance"])]
+        figures["layer_weights"] = (
+            layers_figure(pruning["layer_variance"], run.defended["layer_weight"]),
+            "Variances of the layers, and their weights in the penalty",
+            layers_caption(kept, validation_texts),
+        )
     histories = training_histories(run)
     windows = [smoothing_window(len(next(iter(history["losses"].values())))) for history in histories.values()]
     figures["training_curves"] = (
         training_figure(histories),
         "Training curves",
-        training_caption(config.batch_size, windows),
+        training_caption(config.batch_size, windows, bool(pruning)),
     )
     return figures
 

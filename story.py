@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import textwrap
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from attacks.planted import poisoned_model_folder, read_poisoned
 from config import Config
 from Data.make_poisoned_data import make_poisoned_data
 from defences import DEFENCES
-from defences.defence import as_defence, run_folder, run_stage, stage_folder
+from defences.defence import Stage, as_defence, record_path, run_folder, run_stage, stage_folder
 from defences.fine_tuning import FINE_TUNING
 from detection.suspicious_texts import compare_predictions, print_comparison
 from export import export_model
@@ -41,11 +42,12 @@ def run_all(config: Config) -> dict:
     """All stages of a defence, after fine-tuning alone; writes config.json and metrics.json to the run's folder.
 
     Returns:
-        What metrics.json holds: models (poisoned, fine_tuned, the defence's name) to their metrics, seconds by model, number
-        of heads and of pruned ones if the defence prunes. Without an attack also the classes and the number of texts by
-        split, and what `export.export_model` says (None if transformers has no class for the model); with suspicious texts
-        how many there are, and how many predictions changed.
+        What metrics.json holds: models (poisoned, fine_tuned, the defence's name if it isn't FT) to their metrics, seconds
+        by model, number of heads and of pruned ones if the defence prunes. Without an attack also the classes and the number
+        of texts by split, and what `export.export_model` says (None if transformers has no class for the model); with
+        suspicious texts how many there are, and how many predictions changed.
     """
+    given, own = config, parts(config)
     config = as_defence(config)
     defence, folder = DEFENCES[config.defence], run_folder(config)
     # What can fail at once fails before minutes of work.
@@ -61,10 +63,8 @@ def run_all(config: Config) -> dict:
         f"{arithmetic}"
     )
 
-    # Fine-tuning alone is what every defence is compared with, whether it goes on from there or not.
-    stages = defence.stages if FINE_TUNING in defence.stages else (FINE_TUNING, *defence.stages)
     known = config.attack != "none"
-    number, total = 1, len(stages) + 2
+    number, total = 1, len(own) + 2
     records, also = {}, {}
     if known:
         records = plant_backdoor(config, total)
@@ -74,11 +74,10 @@ def run_all(config: Config) -> dict:
         number = 2
     save_json(folder / "config.json", dataclasses.asdict(config))
     seconds = {name: Counter(record["seconds"]) for name, record in records.items()}
-    for stage in stages:
-        heading(f"{number}/{total} {stage.title}", stage.told(config))
-        record = run_stage(stage, config)
+    for name, stage, of_stage in own:
+        heading(f"{number}/{total} {stage.title}", stage.told(of_stage))
+        record = run_stage(stage, of_stage)
         number += 1
-        name = "fine_tuned" if stage == FINE_TUNING and stage != defence.last else config.defence
         seconds.setdefault(name, Counter()).update(record["seconds"])
         if "pruned_heads" in record:
             also["heads_pruned"] = sum(map(len, record["pruned_heads"].values()))
@@ -93,16 +92,31 @@ def run_all(config: Config) -> dict:
             "The purified classifier is written as a model that plain transformers loads, with tokeniser and model card. It "
             "is read back, and has to give the same logits on the test texts.",
         )
-        also["export"] = export_or_say_why_not(config)
+        also["export"] = export_or_say_why_not(given)
     if config.suspicious_texts:
         heading("Suspicious texts", f"{config.suspicious_texts}, classified by the fine-tuned and by the purified model.")
-        table = compare_predictions(config)
+        table = compare_predictions(given)
         print_comparison(table, config)
         also["suspicious_texts"] = {"texts": len(table), "changed": int(table["changed"].sum())}
 
     summary = {"models": {name: record["metrics"] for name, record in records.items()}, "seconds": seconds, **also}
     save_json(folder / "metrics.json", summary)
     return summary
+
+
+def parts(config: Config) -> list[tuple[str, Stage, Config]]:
+    """The defender's stages in order, fine-tuning alone first: what every defence is compared with.
+
+    Args:
+        config: as it was given, without what its defence changes in it.
+
+    Returns:
+        Of each stage: the model that it is a part of, fine_tuned or the defence's name; the stage; its configuration.
+    """
+    plain, defended = replace(config, defence="FT"), as_defence(config)
+    stages = [(config.defence, stage, defended) for stage in DEFENCES[config.defence].stages]
+    tuned = record_path(plain, FINE_TUNING)
+    return [("fine_tuned", FINE_TUNING, plain), *(each for each in stages if record_path(each[2], each[1]) != tuned)]
 
 
 def plant_backdoor(config: Config, total: int) -> dict:
@@ -193,7 +207,8 @@ def print_table(summary: dict, config: Config) -> None:
     """ACC and LFR of each model, what the two mean, and where the files are."""
     models, name = summary["models"], config.defence
     names = {"poisoned": "poisoned", "fine_tuned": "fine-tuned (FT)"}
-    tuned, defended = models["fine_tuned"], models[name]
+    tuned = models["fine_tuned"]
+    defended = models.get(name, tuned)
     titles = {each: f"  {each:>6}" for each in RATES if each in defended}
     print(f"\n{'':16}{''.join(titles.values())}{'seconds':>10}")
     for model, metrics in models.items():
@@ -206,9 +221,9 @@ def print_table(summary: dict, config: Config) -> None:
     cost = f"changes ACC by {defended['ACC'] - tuned['ACC']:+.3f}"
     without = f", without {summary['heads_pruned']} of {summary['heads']} heads," if "heads" in summary else ""
     if config.attack == "none":
+        found = f"{name}{without} {cost}. " if name in models else ""
         print(
-            f"\n{name}{without} {cost}. Whether there was a backdoor, and whether it is gone, can't be measured without "
-            "knowing its trigger."
+            f"\n{found}Whether there was a backdoor, and whether it is gone, can't be measured without knowing its trigger."
         )
     else:
         classes = "class" if len(defended["clean"]["confusion_matrix"]) == 2 else "classes"
@@ -219,10 +234,8 @@ def print_table(summary: dict, config: Config) -> None:
         )
         for told in also_measured(titles):
             print(textwrap.fill(told, 100))
-        print(
-            f"\nFine-tuning alone leaves an LFR of {tuned['LFR']:.3f}; {name}{without} leaves {defended['LFR']:.3f}, and "
-            f"{cost}."
-        )
+        found = f"; {name}{without} leaves {defended['LFR']:.3f}, and {cost}" if name in models else ""
+        print(f"\nFine-tuning alone leaves an LFR of {tuned['LFR']:.3f}{found}.")
     print("\nFiles")
     where = None
     for folder, file, content in sorted(kept_files(summary, config), key=lambda kept: str(kept[0])):
@@ -236,14 +249,16 @@ def print_table(summary: dict, config: Config) -> None:
 
 def kept_files(summary: dict, config: Config) -> list[tuple[Path, str, str]]:
     """Folder, name and content of every file that a run leaves."""
-    config = as_defence(config)
-    last, folder = DEFENCES[config.defence].last, run_folder(config)
-    files = [(folder, f"{last.product}/", f"the encoder after {config.defence}, and its classification head")]
-    files.append((stage_folder(config, FINE_TUNING), f"{FINE_TUNING.product}/", "the same after fine-tuning alone"))
+    own, folder = parts(config), run_folder(config)
+    last = own[-1][1]
+    tuned = stage_folder(own[0][2], FINE_TUNING)
+    files = [(tuned, f"{FINE_TUNING.product}/", "the encoder after fine-tuning alone, and its head")]
+    if len(own) > 1:
+        files.append((folder, f"{last.product}/", f"the same after {config.defence}"))
     files.append((folder, "metrics.json", "these numbers with confusion matrices"))
     files.append((folder, "config.json", "every setting"))
-    for stage in DEFENCES[config.defence].stages:
-        files.append((stage_folder(config, stage), stage.record, f"{stage.title}: settings, numbers, seconds"))
+    for _, stage, of_stage in own:
+        files.append((stage_folder(of_stage, stage), stage.record, f"{stage.title}: settings, numbers, seconds"))
     if summary.get("export"):
         files.append((folder, "exported_model/", "the same for plain transformers, with a model card"))
     if config.attack == "none":

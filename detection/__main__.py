@@ -52,7 +52,7 @@ def main() -> None:
         table = rates_of(config, options.detectors, options.language_model, options.allowed)
         print(table.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
         tables.append(table.assign(**named)[[*named, *table.columns]])
-    path = Path(options.output_dir) / f"{options.table}_detection.csv"
+    path = Path(options.output_dir) / f"{options.table or 'grid'}_detection.csv"
     write_whole(path, lambda temporary: pd.concat(tables).to_csv(temporary, index=False))
     print(f"written to {path}")
 

@@ -153,7 +153,7 @@ def run_grid(grid: Grid) -> tuple[pd.DataFrame, Path]:
         The CSV file's rows, and its path.
     """
     require_writable(grid.output_dir)
-    path = Path(grid.output_dir) / f"{grid.table}.csv"
+    path = Path(grid.output_dir) / f"{grid.table or 'grid'}.csv"
     configs = cells(grid)
     for config in configs:
         DEFENCES[config.defence].check(config)

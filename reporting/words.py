@@ -37,20 +37,22 @@ def differ(first: tuple[int, int], second: tuple[int, int]) -> bool:
     return bool(fisher_exact([[count, total - count] for count, total in (first, second)]).pvalue < CLEAR)
 
 
-def verdict(config: Config, tuned: dict, defended: dict, floor: dict | None, pruned: int, heads: int) -> str:
+def verdict(config: Config, tuned: dict, defended: dict, floor: dict | None, heads: tuple[int, int] | None) -> str:
     """What the defence did, in one sentence with numbers.
 
     Args:
         tuned, defended: metrics after fine-tuning alone and after the defence; without LFR where no trigger is known.
         floor: those of a never-poisoned encoder after the same defence; None: not measured.
-        pruned, heads: how many heads were pruned, and of how many.
+        heads: how many were pruned, and of how many; None: the defence prunes none.
     """
     name, target = config.defence, config.target_class
     texts = int(np.sum(defended["clean"]["confusion_matrix"]))
     before, after = f"{tuned['ACC']:.3f}", f"{defended['ACC']:.3f}"
     change = f"{'rises' if after > before else 'falls'} from the {before} of fine-tuning alone to {after}"
     change = change if after != before else f"stays at {after}, that of fine-tuning alone"
-    accuracy = f"{pruned} of {heads} heads are pruned, and accuracy on {texts:,} clean texts {change}"
+    accuracy = f"accuracy on {texts:,} clean texts {change}"
+    if heads:
+        accuracy = f"{heads[0]} of {heads[1]} heads are pruned, and {accuracy}"
     if defended.get("LFR") is None:
         return f"Whether {name} removes a backdoor can't be said without triggered texts; {accuracy}."
     before, after = flipped(tuned, target), flipped(defended, target)
@@ -201,13 +203,18 @@ def layers_caption(kept: list[int], validation_texts: int) -> str:
     )
 
 
-def training_caption(batch_size: int, windows: list[int]) -> str:
-    """Of the training curves."""
-    return (
+def training_caption(batch_size: int, windows: list[int], penalised: bool) -> str:
+    """Of the training curves; penalised: attention normalisation is among them."""
+    text = (
         f"Loss of every fine-tuning. Faint: each optimiser step, a batch of {batch_size} texts. Thick: running mean over "
-        f"{', '.join(map(str, windows))} steps (from the top). In attention normalisation the loss is the sum of "
-        "cross-entropy and attention penalty, its coefficient included."
+        f"{', '.join(map(str, windows))} steps (from the top)."
     )
+    if penalised:
+        text += (
+            " In attention normalisation the loss is the sum of cross-entropy and attention penalty, its coefficient "
+            "included."
+        )
+    return text
 
 
 # ------------------------------------------------------------------------------------------------------------ a grid

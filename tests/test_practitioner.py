@@ -44,7 +44,7 @@ from pretrained_model_poisoning import poison
 from reporting.model_card import WHY_EXACT
 from texts.data_sets import clean_test, defender_splits
 from texts.tables import BREAK, read_table, read_texts
-from util import UserError
+from util import UserError, load_json
 
 WORDS = {"arts": "novel opera poem".split(), "law": "court judge trial".split(), "sport": "goal match team".split()}
 
@@ -150,9 +150,8 @@ def test_heads_are_pruned_down_to_the_accuracy_that_may_be_lost(finished):
     assert record["settings"]["acc_threshold"] is None and record["settings"]["acc_drop"] == 0.1
     threshold = record["validation_accuracy"] - 0.1
     assert summary["heads_pruned"] > 0
-    assert all(step["accuracy"] >= threshold for step in record["steps"] if step["action"] == "prune") or any(
-        step["action"] == "restore" for step in record["steps"]
-    )
+    *before, _ = [step for step in record["steps"] if step["action"] == "prune"]
+    assert all(step["accuracy"] >= threshold for step in before)
     assert record["steps"][-1]["accuracy"] >= threshold
 
 
@@ -433,6 +432,87 @@ def test_a_second_run_does_nothing_again(finished, capsys):
     config, summary, _ = finished
     assert story.run_all(config) == summary
     assert " of 6:" not in capsys.readouterr().out
+
+
+def told_by(monkeypatch, capsys, config: Config, *arguments: str) -> str:
+    """What run_all.py prints."""
+    monkeypatch.setattr("sys.argv", ["run_all.py", *flags(config), *arguments])
+    run_all_script.main()
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("defences", [["erase_relearn"], ["FT", "erase_relearn"], ["FTH"]])
+def test_a_defence_that_prunes_nothing_is_exported_with_card_and_page(
+    encoder, table, tmp_path, monkeypatch, capsys, defences
+):
+    """Named alone or beside FT; FT's numbers stand beside it, and texts can be compared."""
+    name = defences[-1]
+    (tmp_path / "texts.txt").write_text("the team was cf in the match\n")
+    config = make_config(encoder, table, tmp_path, suspicious_texts=str(tmp_path / "texts.txt"), epochs=1)
+    config = replace(config, relearning_epochs=1, inversions=1, fth_learning_rate=2e-2)
+    output = told_by(monkeypatch, capsys, config, "--defence", *defences)
+    config = replace(config, defence=name)
+    folder = run_folder(config)
+    summary = json.loads((folder / "metrics.json").read_text())
+    assert list(summary["models"]) == ["fine_tuned", name] and "heads" not in summary
+    assert summary["export"]["defended"]["ACC"] == summary["models"][name]["ACC"]
+    assert summary["export"]["fine_tuned"]["ACC"] == summary["models"]["fine_tuned"]["ACC"]
+    assert f"purified with {name}" in (folder / "exported_model/README.md").read_text()
+    assert (folder / "suspicious_texts.csv").exists() and f"on one page: {folder / 'report.html'}" in output
+    page = (folder / "report.html").read_text()
+    assert '<figure id="training_curves"' in page and '<figure id="layer_weights"' not in page
+    assert "heads are pruned" not in page and f"Whether {name} removes a backdoor can" in page
+    learning_rates = {
+        load_json(record)["settings"]["learning_rate"] for record in Path(config.output_dir).rglob("fine_tuning.json")
+    }
+    assert learning_rates == ({1e-2, 2e-2} if name == "FTH" else {1e-2})
+    named = [line.split("  ")[1] for line in output.split("\nFiles\n")[1].splitlines() if line.startswith("  ")]
+    assert all(list(Path(config.output_dir).glob(f"*/{each}")) for each in named)
+
+
+def test_fine_tuning_alone_is_a_run_with_an_export(encoder, table, tmp_path, monkeypatch, capsys):
+    config = make_config(encoder, table, tmp_path, epochs=1)
+    output = told_by(monkeypatch, capsys, config, "--defence", "FT")
+    folder = run_folder(replace(config, defence="FT"))
+    assert list(json.loads((folder / "metrics.json").read_text())["models"]) == ["fine_tuned"]
+    assert (folder / "exported_model/README.md").exists() and "on one page" not in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "single"),
+    [
+        (["--defence", "PURE"], True),
+        (["--defence", "erase_relearn", "FT"], True),
+        (["--threads", "3"], True),
+        (["--detection"], False),
+        (["--table", "mine"], False),
+        (["--table", "grid"], False),
+        (["--workers", "2"], False),
+        (["--seed", "11", "12"], False),
+        (["--defence", "FT", "MEFT", "PURE"], False),
+        (["--defence", "FT", "FTH", "--learning_rate", "1e-5", "2e-5"], False),
+    ],
+)
+def test_which_flags_make_a_grid(monkeypatch, tmp_path, arguments, single):
+    """None is dropped: what only a grid does makes one, and a single run has the threads that it is given."""
+    done, threads = [], []
+    monkeypatch.setattr("story.run_all", lambda config: done.append(config))
+    monkeypatch.setattr("story.print_table", lambda summary, config: None)
+    monkeypatch.setattr("report.report_run", lambda config: "page")
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
+    monkeypatch.setattr("sys.argv", ["run_all.py", *arguments])
+
+    def run_grid(grid):
+        raise UserError("a grid")
+
+    monkeypatch.setattr("experiments.grid.run_grid", run_grid)
+    if single:
+        run_all_script.main()
+        assert [config.defence for config in done] == ["erase_relearn" if "erase_relearn" in arguments else "PURE"]
+    else:
+        with pytest.raises(UserError, match="a grid"):
+            run_all_script.main()
+    assert threads == ([3] if "--threads" in arguments else [])
 
 
 def test_several_seeds_without_an_attack(encoder, table, tmp_path):

@@ -107,7 +107,7 @@ def metrics(acc: float, flips: int | None, texts: int = 200) -> dict:
 )
 def test_verdict_says_what_happened(tuned, defended, floor, says):
     config = preset_config("quick")
-    sentence = verdict(config, metrics(*tuned), metrics(*defended), metrics(0.9, floor) if floor else None, 15, 72)
+    sentence = verdict(config, metrics(*tuned), metrics(*defended), metrics(0.9, floor) if floor else None, (15, 72))
     assert all(words in sentence for words in [*says, "15 of 72 heads"]), sentence
     if "lowers" not in says:
         assert "lowers" not in sentence
@@ -336,7 +336,9 @@ def test_report_as_a_script(tiny_run, tmp_path, monkeypatch, capsys):
     assert "holds none of the attack's triggers" in errors and page.read_bytes() == before
     with pytest.raises(UserError, match=r"no run in .*seed12.*; make it with: python run_all.py .*--seed 12"):
         report_run(replace(moved, seed=12))
-    with pytest.raises(UserError, match="--defence MEFT prunes none; expected one of PURE, prune_only, normalise_only"):
+    with pytest.raises(UserError, match="beside fine-tuning alone, and --defence FT is that; expected another defence"):
+        report_run(replace(moved, defence="FT"))
+    with pytest.raises(UserError, match=r"is not finished: no readable .*meft\.json; go on with: .* --defence MEFT"):
         report_run(replace(moved, defence="MEFT"))
     (run_folder(moved) / "attention_normalization.json").write_text('{"settings": ')
     with pytest.raises(
