@@ -6,7 +6,8 @@
 The label flip rate's distance to the benign floor is what a defence leaves of a backdoor. The best label flip rate of each
 attack is in bold, among the cells that have learnt the task; where parameters vary, a star marks the cells that no other
 cell of that attack beats in both ACC and LFR. Above each table stand the settings that its rows share, and the command that
-makes them. Where each triggered text is known to be flipped or not, the distance has its 95 % interval.
+makes them. Where each triggered text is known to be flipped or not, and with three seeds or more, the distance has its 95 %
+interval.
 """
 
 import dataclasses
@@ -44,8 +45,8 @@ DESCRIBED = ["plm", "poisoned_model", "trigger_dataset", "clean_dataset", "learn
 FLIPS = {(0, 0): "n", (1, 0): "m", (0, 1): "f", (1, 1): "b"}
 """Letters of the column `flips`, one for each triggered text: flipped by neither model, by the cell's, by the never-poisoned
 one after the same defence, by both."""
-DRAWS = 4000
-"""Of a bootstrap."""
+FEWEST_SEEDS = 3
+"""That an interval is made from: one or two say next to nothing of how much seeds differ."""
 LEARNT_MARGIN = 0.1
 """A model this much below another's ACC on the same task has failed to learn: its LFR is neither a floor nor the best."""
 
@@ -130,26 +131,29 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def distance_interval(flips: list[str]) -> tuple[float, float]:
-    """95 % interval of LFR - benign floor: a bootstrap over seeds and texts, both drawn with replacement, crossed.
+    """95 % interval of LFR - benign floor, over seeds and over texts.
 
-    The models of a cell and of its floor see the same texts, and the seeds see the same texts with other triggers: a draw
-    takes the same texts for all of them. The percentiles of `DRAWS` means, the same ones every time.
+    The models of a cell and of its floor see the same texts, and so do the seeds, with other triggers. Half of the interval
+    is the root of the sum of two squares: Student's t times the standard error over the seeds' means, and 1.96 times that
+    over the texts' means. In a simulation of 200 texts, in 1,000 repeats, it covered the truth in 0.95 to 0.99 of them with
+    3 seeds and in 0.96 to 0.98 with 5, at standard deviations between seeds of 0 to 0.15 (a bootstrap over seeds and texts:
+    0.79 to 0.98, and 0.86 to 0.99).
 
     Args:
         flips: for each seed a letter of `FLIPS` per text, in one order.
 
     Returns:
-        Lower and upper end; nan where a seed's texts are not known (""), or aren't as many as another's.
+        Lower and upper end; nan for fewer than `FEWEST_SEEDS` seeds, and where a seed's texts are not known (""), or aren't
+        as many as another's.
     """
-    if not all(flips) or len(set(map(len, flips))) != 1:
+    from scipy.special import stdtrit
+
+    if len(flips) < FEWEST_SEEDS or not all(flips) or len(set(map(len, flips))) != 1:
         return float("nan"), float("nan")
     apart = np.array([[(letter == "m") - (letter == "f") for letter in each] for each in flips])  # [seed, text]
-    rng, (seeds, texts) = np.random.default_rng(0), apart.shape
-    of_seeds = rng.multinomial(seeds, [1 / seeds] * seeds, DRAWS)
-    of_texts = rng.multinomial(texts, [1 / texts] * texts, DRAWS)
-    means = np.einsum("ds,st,dt->d", of_seeds, apart, of_texts, optimize=True) / apart.size
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(low), float(high)
+    errors = [means.std(ddof=1) / len(means) ** 0.5 for means in (apart.mean(1), apart.mean(0))]
+    half = np.hypot(stdtrit(len(flips) - 1, 0.975) * errors[0], 1.96 * errors[1])
+    return float(max(-1, apart.mean() - half)), float(min(1, apart.mean() + half))
 
 
 def without_floor(table: pd.DataFrame) -> pd.Series:

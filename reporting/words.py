@@ -233,9 +233,9 @@ def grid_caption(has_floor: bool) -> str:
 
 def distance_caption(has_interval: bool) -> str:
     """Of LFR - benign floor per attack and defence."""
-    bars = "The texts that each model flips were not kept, so that there are no intervals."
+    bars = "There are no intervals: they need three seeds, and the texts that each model flips."
     if has_interval:
-        bars = "Bars: 95 % interval, a bootstrap over seeds and texts, the same texts for both models."
+        bars = "Bars: 95 % interval over seeds and texts, the same texts for both models."
     return (
         f"Mean over seeds of what a defence leaves of a backdoor: LFR less that of a never-poisoned encoder after the same "
         f"defence on the same texts. 0 is the goal. {bars}"

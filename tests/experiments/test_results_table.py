@@ -61,32 +61,48 @@ def test_table_as_markdown():
 
 
 def test_interval_of_the_distance_is_over_texts_and_seeds():
-    """Against the normal approximation; texts and seeds each widen it; what both models flip doesn't count."""
+    """Texts and seeds each widen it; what both models flip doesn't count; one or two seeds give none."""
     rng = np.random.default_rng(5)
     apart = rng.choice(["n", "m", "f", "b"], p=[0.5, 0.3, 0.1, 0.1], size=1000)
-    low, high = distance_interval(["".join(apart)])
+    # Equal seeds: only the texts make a difference, and they are the same ones.
     values = (apart == "m").astype(float) - (apart == "f")
     half = 1.96 * values.std() / len(values) ** 0.5
-    assert low == pytest.approx(values.mean() - half, abs=0.003) and high == pytest.approx(values.mean() + half, abs=0.003)
-    assert distance_interval(["b" * 200, "n" * 200]) == (0, 0), "what both flip, or neither, is no distance"
-    # Equal seeds say nothing new: the texts are the same ones. Seeds that differ widen it.
-    assert distance_interval(["".join(apart)] * 3) == pytest.approx((low, high), abs=0.005)
-    low, high = distance_interval(["m" * 200, "n" * 200])
-    assert (low, high) == (0, 1)
-    assert np.isnan(distance_interval(["mn", ""])).all() and np.isnan(distance_interval(["mn", "mnf"])).all()
-    assert np.isnan(distance_interval([])).all()
+    expected = (values.mean() - half, values.mean() + half)
+    assert distance_interval(["".join(apart)] * 3) == pytest.approx(expected, abs=1e-4)
+    assert distance_interval(["b" * 200, "n" * 200, "b" * 200]) == (0, 0), "what both flip, or neither, is no distance"
+    # Equal texts: the t interval of three means, 0, 0.5 and 1 apart by 0.1 each; never more than shares can differ by.
+    seeds = ["m" * number + "n" * (10 - number) for number in (4, 5, 6)]
+    low, high = distance_interval(["".join(each) * 1000 for each in seeds])
+    assert (low, high) == pytest.approx((0.5 - 0.2484, 0.5 + 0.2484), abs=0.003)
+    assert distance_interval(["m" * 9, "n" * 9, "m" * 9]) == (pytest.approx(-0.768, abs=1e-3), 1)
+    for too_few in ([], ["mn"], ["mn", "nm"], ["mn", "mn", ""], ["mn", "mn", "mnf"]):
+        assert np.isnan(distance_interval(too_few)).all(), too_few
+
+
+def test_the_interval_covers_the_truth_with_few_seeds():
+    """Whose true rates differ by a standard deviation of 0.1; the texts are of different difficulty."""
+    rng, covered = np.random.default_rng(0), {3: [], 5: []}
+    for seeds, found in covered.items():
+        for _ in range(200):
+            easy = rng.normal(size=200)
+            shifts = rng.normal(0, 0.35, seeds)  # About 0.1 in the middle of the distribution.
+            rows = ["".join(np.where(easy + rng.normal(size=200) > shift, "m", "n")) for shift in shifts]
+            low, high = distance_interval(rows)
+            found.append(low <= 0.5 <= high)
+    assert all(np.mean(found) >= 0.93 for found in covered.values()), {key: np.mean(each) for key, each in covered.items()}
 
 
 def test_a_seed_that_failed_leaves_the_interval_of_the_others():
-    table = made_up().assign(flips=["mmn", "mmm", "nnn", "nfm", None])
+    table = pd.concat([made_up(), made_up().head(2).assign(seed=[13, 14])], ignore_index=True)
+    table["flips"] = ["mmn", "mmm", "nnn", "nfm", None, "mmm", "mmm"]
     table.loc[0, ["ACC", "LFR"]] = float("nan")
     result = aggregate(table).set_index(["attack", "defence"])
     ends = ["distance_low", "distance_high"]
     assert result.loc[("BadNet", "FT"), ends].tolist() == [1, 1]
-    assert result.loc[("StyleBkd", "FT"), ends].isna().all()
+    assert result.loc[[("BadNet", "PURE"), ("StyleBkd", "FT")], ends].isna().all(axis=None), "of two seeds, and of one"
     lines = results_table(table).splitlines()
     assert (
-        "| LFR - floor | 95 % interval | heads" in lines[0] and "| 1.000 to 1.000 |" in lines[2] and " | - | - |" in lines[4]
+        "| LFR - floor | 95 % interval | heads" in lines[0] and "| 1.000 to 1.000 |" in lines[2] and " | - | - |" in lines[3]
     )
 
 
