@@ -8,8 +8,11 @@ Change a default by editing it here, or for one run with a flag. A preset is a h
 """
 
 import argparse
+import ast
 import dataclasses
 import hashlib
+import inspect
+import itertools
 import math
 import os
 import sys
@@ -222,11 +225,6 @@ HELP_NOTE = """Most runs need no more than --preset, --attack, --seed and --data
 those of the preset. In brackets: the value in the paper, or in the code its authors published.
 """
 
-FIELD_HELP = {
-    "attack": "Backdoor to plant; none: nothing is known of one (poisoned_model has to be given), and no LFR is measured.",
-    "defence": "What is done with the suspicious encoder.",
-}
-
 # What numbers have to be, in those kinds of Config that have them.
 AT_LEAST = {
     "prune_step": 1,
@@ -366,10 +364,20 @@ def with_choices(kind: type, tables: dict[str, dict[str, str]]) -> type:
         choice = Literal[tuple(rows)]
         several = fields[name].type is not str
         listed = ". ".join(f"{each}: {told}" for each, told in rows.items() if told)
-        told = tyro.conf.arg(help=f"{FIELD_HELP[name]} {listed}.")
+        told = tyro.conf.arg(help=f"{field_docstring(name)} {listed}.")
         namespace["__annotations__"][name] = Annotated[tuple[choice, ...] if several else choice, told]
         namespace[name] = fields[name].default
     return dataclass(frozen=True)(type(kind.__name__, (kind,), namespace))
+
+
+def field_docstring(name: str) -> str:
+    """What stands below a field of `Config`; Python itself keeps none of it."""
+    body = ast.parse(inspect.getsource(Config)).body[0].body
+    return next(
+        told.value.value
+        for field, told in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and field.target.id == name
+    )
 
 
 def check_ranges(config: Config) -> None:

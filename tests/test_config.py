@@ -72,6 +72,9 @@ def test_help_says_what_each_attack_and_defence_does(capsys):
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for name, told in [*ATTACKS.told.items(), *DEFENCES.told.items()]:
         assert f"{name}: {told}." in shown
+    source = (ROOT / "config.py").read_text()
+    for first in ("Backdoor to plant; none: ", "What is done with the suspicious encoder."):
+        assert first in shown and source.count(first) == 1, "a field is explained once, below itself"
 
 
 def test_help_imports_nothing_that_takes_seconds():
