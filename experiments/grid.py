@@ -157,6 +157,11 @@ def run_grid(grid: Grid) -> tuple[pd.DataFrame, Path]:
     configs = cells(grid)
     for config in configs:
         DEFENCES[config.defence].check(config)
+    if grid.workers > 1 and grid.device.startswith("cuda:"):
+        raise UserError(
+            f"--device {grid.device} names one card, and each of --workers {grid.workers} is given one of its own; expected "
+            "--device cuda or auto (CUDA_VISIBLE_DEVICES says which cards there are), or --workers 1"
+        )
     if grid.benign_floor and grid.poisoned_model:
         consequence = (
             "so the one can't be the other before it was poisoned; name the clean encoder that it was made from with --plm"

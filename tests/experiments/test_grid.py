@@ -218,6 +218,12 @@ def test_two_workers_give_what_one_process_gives(tiny_grid, tmp_path):
     assert len(logs) == 2 + 4 and all("epoch 1 of 1" in path.read_text() for path in logs), logs
 
 
+def test_workers_are_not_sent_to_one_card(tiny_grid):
+    """Each sees one card, whose number is 0."""
+    with pytest.raises(UserError, match="--device cuda:1 names one card, and each of --workers 2 is given one of its own;"):
+        run_grid(tiny_grid(device="cuda:1", workers=2))
+
+
 def test_a_failing_cell_shows_in_the_exit_code(tiny_config):
     config = dataclasses.replace(tiny_config, acc_threshold=0.999, learning_rate=1e-9, poisoning_epochs=1, epochs=1)
     code, output, errors = run("run_all.py", *flags(config), "--seed", "11", "12")
