@@ -234,6 +234,7 @@ def row_of(
         errors.append(said(wrong_own))
     else:
         records = [outcomes[step.record] for step in own]
+        row["method"] = records[-1]["settings"]["method"]
         metrics = {"LFR": float("nan"), **records[-1]["metrics"]}
         row |= {name: metrics[name] for name in RATES if name in metrics}
         poisoned = next((outcomes[step.record] for step in own if step.function == POISONING), None)

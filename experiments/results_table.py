@@ -4,22 +4,25 @@
     python -m experiments.results_table results/grid.csv results/sweep.csv > docs/results.md
 
 The label flip rate's distance to the benign floor is what a defence leaves of a backdoor. The best label flip rate of each
-attack is in bold, among the cells that have learnt the task; where parameters vary, a star marks the cells that no other
-cell of that attack beats in both ACC and LFR. Above each table stand the settings that its rows share, and the command that
-makes them. Where each triggered text is known to be flipped or not, and with three seeds or more, the distance has its 95 %
-interval.
+attack (and encoder, and data, where these vary) is in bold, among the cells that have learnt the task; where parameters
+vary, a star marks the cells that no other of these beats in both ACC and LFR, and a dash what a defence takes no notice of.
+Above each table stand the settings that its rows share, and the command that makes them. Where each triggered text is known
+to be flipped or not, and with three seeds or more, the distance has its 95 % interval.
 """
 
+import argparse
 import dataclasses
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from config import PRESETS, SWEPT, Config, preset_config
+from defences import DEFENCES
+from defences.defence import takes_notice
+from pipeline.runs import flag_words
 from util import UserError, run_script
 
 CELL = ["attack", "defence"]
@@ -47,6 +50,14 @@ FLIPS = {(0, 0): "n", (1, 0): "m", (0, 1): "f", (1, 1): "b"}
 one after the same defence, by both."""
 FEWEST_SEEDS = 3
 """That an interval is made from: one or two say next to nothing of how much seeds differ."""
+SECONDS = (
+    "Seconds are means over what each cell took on machines that had other things to do as well, some more and some less: "
+    "they don't compare the cost of two defences."
+)
+UNUSED = "-"
+"""Stands for a setting that a row's defence takes no notice of."""
+TASK = ["attack", "plm", "poisoned_model", "trigger_dataset", "clean_dataset"]
+"""Cells that share these can be held against each other."""
 LEARNT_MARGIN = 0.1
 """A model this much below another's ACC on the same task has failed to learn: its LFR is neither a floor nor the best."""
 
@@ -84,6 +95,7 @@ def read_grid(path: Path) -> pd.DataFrame:
 
 def refuse_twice(table: pd.DataFrame) -> None:
     """Raise a UserError if a cell is there more than once: it would count as another seed."""
+    table = without_unused(table)
     twice = table[table.duplicated([name for name in (*SWEPT, *MAY_VARY) if name in table])]
     if len(twice):
         cell = twice.iloc[0]
@@ -93,9 +105,25 @@ def refuse_twice(table: pd.DataFrame) -> None:
         )
 
 
+def takes_notice_of(defence: str, name: str) -> bool:
+    """Whether a cell's result depends on a setting; of a defence that isn't known all are shown."""
+    return name not in SWEPT or defence not in DEFENCES or name in takes_notice(defence)
+
+
+def without_unused(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with `UNUSED` for the parameters that a row's defence takes no notice of: they were not used for it."""
+    table = table.copy()
+    for name in [name for name in MAY_VARY if name in table]:
+        unused = np.array([not takes_notice_of(defence, name) for defence in table["defence"]], dtype=bool)
+        if unused.any():
+            table[name] = table[name].astype(object).mask(unused, UNUSED)
+    return table
+
+
 def varying(table: pd.DataFrame) -> list[str]:
-    """What tells a grid's cells apart beside attack, defence and seed."""
-    return [name for name in MAY_VARY if name in table and table[name].nunique(dropna=False) > 1]
+    """What tells a grid's cells apart beside attack, defence and seed, `without_unused`."""
+    names = [name for name in MAY_VARY if name in table]
+    return [name for name in names if table[name][table[name] != UNUSED].nunique(dropna=False) > 1]
 
 
 def aggregate(table: pd.DataFrame) -> pd.DataFrame:
@@ -105,7 +133,7 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
     for one seed); distance_low and distance_high, its 95 % interval
     (`distance_interval`); n; failed; best; front. A floor that is none (`without_floor`) doesn't count.
     """
-    table = table.copy()
+    table = without_unused(table)
     for name in AVERAGED:
         if name not in table:
             table[name] = float("nan")
@@ -123,10 +151,12 @@ def aggregate(table: pd.DataFrame) -> pd.DataFrame:
     result["distance_low"], result["distance_high"] = zip(*intervals, strict=True)
     result["failed"] = groups["ACC"].apply(lambda group: int(group.isna().sum()))
     result = result.reset_index()
-    learnt = result["ACC"] >= result.groupby("attack")["ACC"].transform("max") - LEARNT_MARGIN
+    tasks = result.groupby([name for name in TASK if name in result], sort=False, dropna=False)
+    number = tasks.ngroup()
+    learnt = result["ACC"] >= tasks["ACC"].transform("max") - LEARNT_MARGIN
     rates = result["LFR"].where(learnt)
-    result["best"] = rates == rates.groupby(result["attack"]).transform("min")
-    result["front"] = [not beaten(row, result[result["attack"] == row["attack"]]) for _, row in result.iterrows()]
+    result["best"] = rates == rates.groupby(number).transform("min")
+    result["front"] = [not beaten(row, result[number == number[at]]) for at, row in result.iterrows()]
     return result
 
 
@@ -165,10 +195,11 @@ def without_floor(table: pd.DataFrame) -> pd.Series:
 
 def floor_notes(table: pd.DataFrame) -> list[str]:
     """A sentence for each row without a floor because its never-poisoned model failed to learn."""
+    table = without_unused(table)
     varies = varying(table)
     return [
         f"No benign floor: {row['attack']}, {row['defence']}, "
-        + "".join(f"{name} {row[name]}, " for name in varies)
+        + "".join(f"{name} {row[name]}, " for name in varies if row[name] != UNUSED)
         + f"seed {row['seed']}: the never-poisoned encoder came out at an ACC of {row['floor_ACC']:.3f}, "
         f"where the poisoned one has {row['ACC']:.3f}."
         for _, row in table[without_floor(table)].iterrows()
@@ -249,8 +280,8 @@ def results_table(table: pd.DataFrame) -> str:
 
 
 def settings_text(value: object) -> object:
-    """A setting as it stands in the CSV file."""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else value
+    """A setting as it stands in the CSV file; of several words those with blanks or the like are in quotes."""
+    return shlex.join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def settings_of(path: Path) -> pd.DataFrame:
@@ -272,32 +303,64 @@ def grid_command(path: Path) -> str:
         values = list(dict.fromkeys(table[field.name]))
         default = settings_text(getattr(preset_config(preset), field.name))
         expected = ["FT", "PURE"] if field.name == "defence" else ["" if default is None else str(default)]
-        if values != expected and values != [""]:
-            words += [f"--{field.name}", *(part for value in values for part in split_value(field.name, value))]
+        if values != expected:
+            words += flag_words(field.name, [part for value in values for part in split_value(field.name, value)])
     if "floor_LFR" in table and (table["floor_LFR"] != "").any():
         words.append("--benign_floor")
     if any(name.endswith("_AUROC") for name in table):
         words.append("--detection")
-    if path.stem != "grid":
+    if path.stem != "grid" or len(table) <= 2:  # Without a name one defence is a single run.
         words += ["--table", path.stem]
     return shlex.join(words)
 
 
 def split_value(name: str, value: str) -> list[str]:
     """A setting as words of a command line."""
-    return value.split() if name == "triggers" else [value]
+    if name != "triggers":
+        return [value or "None"]
+    try:
+        return shlex.split(value)
+    except ValueError:  # Files of earlier versions have no quotes: an apostrophe is one.
+        return value.split()
 
 
 def heading(table: pd.DataFrame, path: Path) -> str:
-    """What stands above a table: its file, the settings that all rows share, the command."""
-    first = table.iloc[0]
-    shared = [f"{name} {first[name]}" for name in DESCRIBED if pd.notna(first[name]) and table[name].nunique() == 1]
-    return f"## {as_markdown(path.name)}\n\n{as_markdown(', '.join(shared))}\n\n    {on_one_line(grid_command(path))}\n\n"
+    """What stands above a table: its file, the settings that all rows share, the command, and what that makes otherwise."""
+    first, defences, shared = table.iloc[0], list(dict.fromkeys(table["defence"])), []
+    for name in DESCRIBED:
+        using = [defence for defence in defences if takes_notice_of(defence, name)]
+        if using and pd.notna(first[name]) and table[name].nunique() == 1:
+            shared.append(f"{name} {first[name]}" + (f" ({', '.join(using)})" if len(using) < len(defences) else ""))
+    text = f"## {as_markdown(path.name)}\n\n{as_markdown(', '.join(shared))}\n\n    {on_one_line(grid_command(path))}\n\n"
+    return text + "".join(f"{as_markdown(note)}\n\n" for note in repeat_notes(table))
+
+
+def repeat_notes(table: pd.DataFrame) -> list[str]:
+    """A sentence for each defence that the command runs otherwise today than when the rows were made."""
+    notes = []
+    for defence, rows in table.groupby("defence", sort=False):
+        row = DEFENCES.get(defence)
+        if row is None:
+            continue
+        for name in sorted(name for name in row.reads() if name not in table):
+            notes.append(
+                f"{defence}: made before {name} existed; not repeatable as it is, unless the default, "
+                f"{getattr(Config(), name)}, changes nothing."
+            )
+        methods = sorted({int(number) for number in rows["method"].dropna()}) if "method" in table else []
+        if methods and methods != [row.last.method]:
+            notes.append(f"Made with method {', '.join(map(str, methods))} of {defence}, today's is {row.last.method}.")
+    return notes
 
 
 def main() -> None:
-    paths = [Path(name) for name in sys.argv[1:]] or [Path("results/grid.csv")]
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.results_table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("csv", nargs="*", type=Path, default=[Path("results/grid.csv")], help="CSV files of grids")
+    paths = parser.parse_args().csv
     tables = [read_grid(path) for path in paths]
+    print(f"{SECONDS}\n")
     print("\n\n".join(heading(table, path) + results_table(table) for table, path in zip(tables, paths, strict=True)))
 
 

@@ -8,6 +8,7 @@ share what they have in common.
 import dataclasses
 import hashlib
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -60,10 +61,15 @@ def command(script: str, config: Config, **also: object) -> str:
     changed = {name: value for name, value in values.items() if value != getattr(preset, name)}
     words = ["python", script, "--preset", config.preset]
     for name, value in (changed | also).items():
-        first, *more = map(str, value if isinstance(value, tuple) else (value,))
-        # Standing alone, a value that begins with a dash would be taken for a flag.
-        words += [f"--{name}={first}", *more] if first.startswith("-") else [f"--{name}", first, *more]
+        words += flag_words(name, value if isinstance(value, tuple) else (value,))
     return shlex.join(words)
+
+
+def flag_words(name: str, values: Iterable[object]) -> list[str]:
+    """A flag and its values as words of a command line."""
+    first, *more = map(str, values)
+    # Standing alone, a value that begins with a dash would be taken for a flag.
+    return [f"--{name}={first}", *more] if first.startswith("-") else [f"--{name}", first, *more]
 
 
 def stage_settings(config: Config, fields: tuple[str, ...], accelerator: Accelerator, **inputs) -> dict:

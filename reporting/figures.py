@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from experiments.results_table import TASK
 from util import write_whole
 
 COLUMN, PAGE = 3.3, 6.75
@@ -398,7 +399,7 @@ def look(number: int) -> tuple[str, str]:
 
 @in_style
 def pareto_figure(cells: pd.DataFrame) -> Figure:
-    """ACC against LFR of every cell, a panel per attack: the Pareto front as a line, the benign floor as a dashed one.
+    """ACC against LFR of every cell, a panel per attack: each task's Pareto front as a line, the benign floor dashed.
 
     Args:
         cells: as `results_table.aggregate` gives them, with columns `defence` and `varied`, what is written beside a mark.
@@ -409,11 +410,13 @@ def pareto_figure(cells: pd.DataFrame) -> Figure:
     defences = list(dict.fromkeys(cells["defence"]))
     for ax, attack in zip(axes, attacks, strict=False):
         own = cells[(cells["attack"] == attack) & cells["LFR"].notna()]
-        front = own[own["front"]].sort_values("LFR")
-        ax.plot(front["LFR"], front["ACC"], color="0.6", linewidth=1, zorder=1, label="Pareto front")
+        for _, of_task in own[own["front"]].groupby([name for name in TASK if name in own], sort=False, dropna=False):
+            front = of_task.sort_values("LFR")
+            ax.plot(front["LFR"], front["ACC"], color="0.6", linewidth=1, zorder=1, label="Pareto front")
         for number, defence in enumerate(defences):
             of_one = own[own["defence"] == defence]
-            ax.plot(of_one["LFR"], of_one["ACC"], MARKERS[number], color=COLOURS[number], markersize=5, label=defence)
+            colour, marker = look(number)
+            ax.plot(of_one["LFR"], of_one["ACC"], marker, color=colour, markersize=5, label=defence)
         for _, row in own.iterrows():
             # Towards the middle, so that nothing is written over the edge.
             left = row["LFR"] > 0.5

@@ -12,6 +12,7 @@ from experiments.results_table import (
     AVERAGED,
     CELL,
     MAY_VARY,
+    UNUSED,
     aggregate,
     floor_notes,
     grid_command,
@@ -19,6 +20,7 @@ from experiments.results_table import (
     refuse_twice,
     settings_of,
     shown_cells,
+    without_unused,
 )
 from reporting.figures import distance_figure, grid_figure, pareto_figure
 from reporting.page import Figures, keep_figures, write_page
@@ -35,11 +37,14 @@ def report_grid(paths: list[Path]) -> Path:
     Raises:
         UserError: a file is no grid's, or they can't be put together.
     """
-    rows = combine(paths)
-    cells = aggregate(rows)
+    combined = combine(paths)
+    rows, cells = without_unused(combined), aggregate(combined)
     varies = [name for name in MAY_VARY if name in cells]
     for table in (cells, rows):
-        also = [[f"{name} {value}" for name, value in zip(varies, row, strict=True)] for row in table[varies].to_numpy()]
+        also = [
+            [f"{name} {value}" for name, value in zip(varies, row, strict=True) if value != UNUSED]
+            for row in table[varies].to_numpy()
+        ]
         table["name"] = [", ".join([defence, *more]) for defence, more in zip(table["defence"], also, strict=True)]
     names = list(dict.fromkeys(cells["name"]))
     folder = paths[0].with_name(f"{paths[0].stem}_figures")
@@ -76,7 +81,7 @@ def report_grid(paths: list[Path]) -> Path:
         "numbering": "",
         "commands": [(f"{path}:", grid_command(path)) for path in paths]
         + [("This page:", shlex.join(["python", "report.py", "--csv", *map(str, paths)]))],
-        "settings": [("Settings", grid_settings(paths[0], rows))],
+        "settings": [("Settings", grid_settings(paths[0], combined))],
     }
     return write_page(paths[0].with_suffix(".html"), page)
 

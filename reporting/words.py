@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from config import Config
+from experiments.results_table import TASK
 from pipeline.training import flipped
 
 CLEAR = 0.05
@@ -253,14 +254,15 @@ def pareto_caption(swept: list[str]) -> str:
 
 
 def grid_verdict(cells: pd.DataFrame, failed: int, rows: int) -> list[str]:
-    """What a grid shows, a sentence for each attack.
+    """What a grid shows, a sentence for each attack, and for each encoder and data set where these vary.
 
     Args:
         cells: as `experiments.results_table.aggregate` gives them, with a column `name`.
         failed, rows: cells that failed, and all.
     """
     sentences = []
-    for attack, own in cells.groupby("attack", sort=False):
+    for task, own in cells.groupby([name for name in TASK if name in cells], sort=False, dropna=False):
+        attack = ", ".join(map(str, task))
         measured = own[own["LFR"].notna()]
         if measured.empty:
             finished = own[own["ACC"].notna()]

@@ -8,6 +8,7 @@ import pytest
 from test_figures import grid_rows, written_grid
 from test_report import error_of, table_of
 
+from defences import DEFENCES
 from experiments.results_table import aggregate, grid_command
 from reporting.figures import pareto_figure
 from reporting.grid_page import combine, report_grid, what_varied
@@ -66,6 +67,56 @@ def test_pareto_figure_shows_its_numbers(tmp_path):
     assert lines["benign floor, lowest"][0][0] == 0.1 and [text.get_text() for text in ax.texts] == ["a", "b", "c"]
     page = report_grid([written_grid(tmp_path / "sweep.csv", rows)])
     assert (tmp_path / "sweep_figures/pareto.pdf").exists() and "beside it: learning rate (" in page.read_text()
+
+
+def test_every_defence_has_a_mark_of_its_own():
+    """All of them at once, with a parameter that varies."""
+    rows = [(name, share, 0.9, 0.1 * at) for at, share in enumerate((0.3, 0.6)) for name in DEFENCES]
+    table = pd.DataFrame(rows, columns=["defence", "mixing_share", "ACC", "LFR"])
+    table = table.assign(attack="BadNet", seed=11, floor_LFR=0.1, error="")[
+        lambda all_rows: (all_rows["mixing_share"] == 0.3) | (all_rows["defence"] == "fine_mixing")
+    ]
+    ax = pareto_figure(aggregate(table).assign(varied="x")).axes[0]
+    looks = {line.get_label(): (line.get_marker(), line.get_color()) for line in ax.lines}
+    assert {*DEFENCES} <= looks.keys() and len({looks[name] for name in DEFENCES}) == len(DEFENCES)
+
+
+def test_cells_of_other_data_are_not_held_against_each_other(tmp_path):
+    """The best and the front are of an attack on one data set, and the sentence names it."""
+    rows = grid_rows()[lambda table: table["attack"] == "BadNet"].assign(learning_rate=2e-5)
+    rows.loc[rows["defence"] == "FT", "ACC"] += 0.02
+    other = rows.assign(clean_dataset="other", ACC=rows["ACC"] - 0.3, LFR=rows["LFR"] / 2)
+    paths = [
+        written_grid(tmp_path / "one.csv", rows.assign(clean_dataset="reviews")),
+        written_grid(tmp_path / "two.csv", other),
+    ]
+    cells = aggregate(combine(paths))
+    assert cells.groupby("clean_dataset")["best"].sum().tolist() == [1, 1]
+    assert cells["front"].all(), "FT has the higher ACC, PURE the lower LFR, in both"
+    lines = [line for line in pareto_figure(cells.assign(varied="")).axes[0].lines if line.get_label() == "Pareto front"]
+    assert [len(line.get_xydata()) for line in lines] == [2, 2]
+    sentences = grid_verdict(cells.assign(name=cells["defence"]), 0, 12)
+    assert [sentence.split(":")[0] for sentence in sentences] == ["BadNet, reviews", "BadNet, other"]
+    page = report_grid(paths).read_text()
+    assert "BadNet, other: PURE, clean_dataset other leaves the lowest mean LFR of all" in page
+
+
+def test_a_page_names_no_parameter_that_a_defence_does_not_use(tmp_path):
+    rows = pd.concat(
+        [
+            grid_rows()[lambda table: (table["attack"] == "BadNet") & (table["defence"] == "FT")],
+            *(
+                grid_rows()[lambda table: (table["attack"] == "BadNet") & (table["defence"] == "PURE")].assign(
+                    penalty_coefficient=penalty
+                )
+                for penalty in (0.05, 0.5)
+            ),
+        ]
+    ).fillna({"penalty_coefficient": 0.05})
+    page = report_grid([written_grid(tmp_path / "grid.csv", rows)])
+    header, *lines = table_of(page, "numbers")
+    assert [line[header.index("penalty_coefficient")] for line in lines] == ["-", "0.05", "0.5"]
+    assert "PURE, penalty_coefficient 0.05" in page.read_text() and "FT, penalty" not in page.read_text()
 
 
 def test_what_stands_beside_a_mark_is_what_the_defence_takes_notice_of():
