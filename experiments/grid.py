@@ -23,7 +23,7 @@ from defences.shared import load_defender_inputs
 from detection.rates import rates_path
 from encoder.classifier import load_classifier, require_same_architecture
 from experiments.engine import Task, run_tasks
-from experiments.results_table import FLIPS, results_table, settings_text
+from experiments.results_table import FLIPS, results_table, settings_of, settings_text
 from pipeline.runs import stage_settings
 from pipeline.stage import run_once
 from pipeline.training import RATES, measure
@@ -149,6 +149,8 @@ def benign_floor(config: Config) -> dict:
 def run_grid(grid: Grid) -> tuple[pd.DataFrame, Path]:
     """Run all cells; the CSV file and the table are written anew after each.
 
+    Rows of an earlier run of these cells stay until there are new ones; a table with other cells is put aside.
+
     Returns:
         The CSV file's rows, and its path.
     """
@@ -177,6 +179,7 @@ def run_grid(grid: Grid) -> tuple[pd.DataFrame, Path]:
     print(f"{len(configs)} cells, {len(planned)} stages, {len(there)} of which are there already")
     outcomes: dict[Path, dict | Exception] = {}
     rows: dict[int, dict] = {}
+    former = former_rows(path, configs)
 
     def finished(key: str, outcome: dict | Exception) -> None:
         outcomes[Path(key)] = outcome
@@ -184,7 +187,8 @@ def run_grid(grid: Grid) -> tuple[pd.DataFrame, Path]:
             parts = own[number], floors[number], watched[number]
             if number not in rows and all(step.record in outcomes for step in itertools.chain(*parts)):
                 rows[number] = row_of(config, *parts, outcomes)
-                write_rows(path, [rows[each] for each in sorted(rows)])
+                known = former | rows
+                write_rows(path, [known[each] for each in sorted(known)])
                 print(f"{cell_name(config, grid)}: {outcome_of(rows[number])}", flush=True)
 
     tasks = [
@@ -218,16 +222,59 @@ def log_of(record: Path) -> Path:
     return folder.with_name(f"{folder.name}.log") if swapped else record.with_name(f"{record.stem}.log")
 
 
+def settings_row(config: Config) -> dict:
+    """The settings of a cell as they stand in the CSV file."""
+    return {
+        key: settings_text(value)
+        for key, value in dataclasses.asdict(config).items()
+        if key in ("defence", "device") or key not in NOT_SETTINGS
+    }
+
+
+def former_rows(path: Path, configs: list[Config]) -> dict[int, dict]:
+    """Rows of these cells that an earlier run has written, by the cell's number.
+
+    A file that has other rows too, or is no table, is put aside with all that was made from it: nothing in it is lost.
+    """
+    if not path.exists():
+        return {}
+    # On which device a row was made tells no cells apart.
+    settings = [{key: value for key, value in settings_row(each).items() if key != "device"} for each in configs]
+    cell_texts = [{key: "" if value is None else str(value) for key, value in cell.items()} for cell in settings]
+    try:
+        texts = settings_of(path)
+        table = pd.read_csv(path)
+    except (OSError, ValueError):
+        texts = table = pd.DataFrame()
+    if "attack" not in texts:
+        put_aside(path)
+        return {}
+    found = {}
+    for at, text in enumerate(texts.to_dict("records")):
+        number = next((number for number, cell in enumerate(cell_texts) if cell.items() <= text.items()), None)
+        if number is None or number in found:
+            put_aside(path)
+            return {}
+        found[number] = table.iloc[at].to_dict() | settings[number]
+    return found
+
+
+def put_aside(path: Path) -> None:
+    """Give a table, and its page and figures, the first name with a number that is free."""
+    number = next(number for number in itertools.count(1) if not path.with_stem(f"{path.stem}_{number}").exists())
+    aside = path.with_stem(f"{path.stem}_{number}")
+    for old in (*(path.with_suffix(suffix) for suffix in (".csv", ".md", ".html")), path.with_name(f"{path.stem}_figures")):
+        if old.exists():
+            old.rename(old.with_name(old.name.replace(path.stem, aside.stem, 1)))
+    print(f"{path} is of other cells; it is {aside} now (--table gives each grid a name of its own)")
+
+
 def row_of(
     config: Config, own: list[Step], floor: list[Step], watched: list[Step], outcomes: dict[Path, dict | Exception]
 ) -> dict:
     """A row of the CSV file: the settings, the numbers as far as there are any, and what went wrong."""
     # Where files are on this machine is no part of a result.
-    row = {
-        key: settings_text(value)
-        for key, value in dataclasses.asdict(config).items()
-        if key in ("defence", "device") or key not in NOT_SETTINGS
-    }
+    row = settings_row(config)
     errors = []
     wrong_own = next((outcomes[step.record] for step in own if isinstance(outcomes[step.record], Exception)), None)
     if wrong_own:

@@ -218,6 +218,44 @@ def test_two_workers_give_what_one_process_gives(tiny_grid, tmp_path):
     assert len(logs) == 2 + 4 and all("epoch 1 of 1" in path.read_text() for path in logs), logs
 
 
+def test_a_table_of_other_cells_is_put_aside(tiny_grid, capsys):
+    """With its page; and a grid that goes on from a part of its cells has the old rows until it has new ones."""
+    grid = tiny_grid(attack="BadNet", defence="FT", seed=(11,), poisoning_epochs=1, epochs=1)
+    path = run_grid(grid)[1]
+    path.with_suffix(".html").write_text("the page")
+    capsys.readouterr()
+    _, path = run_grid(dataclasses.replace(grid, seed=(11, 12)))
+    assert "other cells" not in capsys.readouterr().out and len(pd.read_csv(path)) == 2
+    # Seed 11 is no cell of this one.
+    run_grid(dataclasses.replace(grid, seed=(12,)))
+    aside = path.with_name("grid_1.csv")
+    assert f"{path} is of other cells; it is {aside} now (--table gives" in capsys.readouterr().out
+    assert pd.read_csv(aside)["seed"].tolist() == [11, 12] and pd.read_csv(path)["seed"].tolist() == [12]
+    assert aside.with_suffix(".html").read_text() == "the page" and not path.with_suffix(".html").exists()
+    assert aside.with_suffix(".md").exists()
+    path.write_text("no table")
+    run_grid(dataclasses.replace(grid, seed=(12,)))
+    assert path.with_name("grid_2.csv").read_text() == "no table" and pd.read_csv(path)["seed"].tolist() == [12]
+
+
+def test_a_grid_that_is_made_again_never_has_less_than_before(tiny_grid, monkeypatch):
+    """Nor other numbers, wherever it is stopped."""
+    grid = tiny_grid(attack="BadNet", defence="FT", seed=(11, 12), poisoning_epochs=1, epochs=1)
+    _, path = run_grid(dataclasses.replace(grid, benign_floor=True))
+    whole, written = read_grid(path).drop(columns="file"), []
+    write_rows = grid_module.write_rows
+
+    def look(path, rows):
+        write_rows(path, rows)
+        written.append(pd.read_csv(path))
+
+    monkeypatch.setattr(grid_module, "write_rows", look)
+    run_grid(dataclasses.replace(grid, benign_floor=True))
+    assert len(written) == 2
+    for table in written:
+        pd.testing.assert_frame_equal(table.drop(columns="file", errors="ignore"), whole)
+
+
 def test_workers_are_not_sent_to_one_card(tiny_grid):
     """Each sees one card, whose number is 0."""
     with pytest.raises(UserError, match="--device cuda:1 names one card, and each of --workers 2 is given one of its own;"):
