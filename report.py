@@ -33,7 +33,7 @@ from defences.fine_tuning import FINE_TUNING
 from defences.pure import PRUNING
 from defences.shared import accuracy_to_keep
 from encoder.classifier import load_tokeniser, resolve_plm
-from experiments.grid import floor_path
+from experiments.grid import benign, floor_path, steps
 from experiments.results_table import settings_text
 from pipeline.runs import command, fingerprint_encoder
 from pipeline.stage import alone
@@ -159,12 +159,23 @@ def read_floor(config: Config, defended: dict) -> dict | None:
     """Metrics of the never-poisoned encoder after the same defence on the same triggered texts, if a grid measured them."""
     if config.attack not in ATTACKS or config.poisoned_model == config.plm:
         return None
-    record = load_json(floor_path(config))
-    if not record:
+    path, made = floor_path(config), steps(benign(config))[-1].record
+    record, stage = load_json(path), load_json(made)
+    if not record or not stage:
         return None
-    found = record["settings"].get("fingerprints") or record["settings"]
-    expected = defended["settings"]["fingerprints"].items()
-    same = all(found.get(name) == value for name, value in expected if name.startswith("poisoned_"))
+    expected, found = defended["settings"], record["settings"]
+    # The never-poisoned model is another in its encoder, and in what earlier stages found in that, and in nothing else.
+    alike = (*DEFENCES[config.defence].last.reads, "mixed_precision", "method", "classes")
+    same = all(expected.get(name) == stage["settings"].get(name) for name in alike)
+    # Its own record may be of the triggered texts of another attack: then what was measured on this one's has a record too.
+    texts = {name: value for name, value in fingerprints_of(defended).items() if name != "encoder"}
+    own = {name for name in texts if path == made or not name.startswith("poisoned_")}
+    same = same and all(fingerprints_of(stage).get(name) == texts[name] for name in own)
+    if path != made:
+        alike = {name: expected[name] for name in ("target_class", "max_len", "mixed_precision")}
+        alike |= {name: value for name, value in texts.items() if name == "clean_test" or name.startswith("poisoned_")}
+        alike["model"] = fingerprint_folder(defended_model_folder(benign(config)))
+        same = same and all(found.get(name) == value for name, value in alike.items())
     return record["metrics"] if same else None
 
 

@@ -1,6 +1,7 @@
 """The report: its sentences say what the numbers say, the page needs nothing else."""
 
 import base64
+import dataclasses
 import html
 import json
 import re
@@ -21,10 +22,12 @@ from test_scripts import flags, run
 import story
 from attacks.planted import measured_tables
 from attention_head_pruning import head_variance
-from config import Config, preset_config
-from defences.defence import defended_model_folder, run_folder
+from config import Config, preset_config, preset_grid
+from defences import DEFENCES
+from defences.defence import defended_model_folder, record_path, run_folder
 from encoder.classifier import load_classifier, load_tokeniser
 from encoder.cls_attention import remove_pruned_heads
+from experiments.grid import benign, floor_path, run_grid
 from pipeline.training import measure
 from report import main as report_script
 from report import read_run, report_run, run_figures, run_table, write_events
@@ -346,6 +349,32 @@ def test_report_as_a_script(tiny_run, tmp_path, monkeypatch, capsys):
         UserError, match=r"is not finished: no readable .*attention_normalization.json; go on with: python run_all"
     ):
         report_run(moved)
+
+
+@pytest.mark.parametrize("attack", ["BadNet", "HiddenKiller"])
+def test_a_floor_of_other_settings_is_none(tiny_config, attack):
+    """Measured by a grid; HiddenKiller's has a record of its own beside that of the model it was measured of."""
+    config = replace(tiny_config, attack=attack, defence="MEFT", epochs=1, poisoning_epochs=1)
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
+    table, _ = run_grid(preset_grid(**{**values, "defence": ("FT", "MEFT"), "benign_floor": True}))
+    floor = table.set_index("defence").loc["MEFT", "floor_LFR"]
+    assert read_run(config).floor["LFR"] == floor
+    path, made = floor_path(config), record_path(benign(config), DEFENCES["MEFT"].last)
+    assert (path == made) == (attack == "BadNet")
+    changes = [(made, key, "other") for key in ("method", "mixed_precision", "entropy_epochs", "classes", "train")]
+    changes += [(path, key, "other") for key in ("poisoned_test", "mixed_precision")]
+    changes += [(path, "model", "other")] if path != made else []
+    for changed, key, value in changes:
+        content = json.loads(changed.read_text())
+        settings = content["settings"]
+        where = settings if key in settings else settings["fingerprints"]
+        assert key in where, key
+        kept, where[key] = where[key], value
+        changed.write_text(json.dumps(content))
+        assert read_run(config).floor is None, key
+        where[key] = kept
+        changed.write_text(json.dumps(content))
+    assert read_run(config).floor["LFR"] == floor
 
 
 def test_stages_that_do_not_fit_together(tiny_run, tmp_path):
