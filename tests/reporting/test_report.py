@@ -378,6 +378,20 @@ def test_a_floor_of_other_settings_is_none(tiny_config, attack):
     assert read_run(config).floor["LFR"] == floor
 
 
+@pytest.mark.parametrize("defence", ["discard", "fine_mixing", "MBTSAD", "fine_pruning"])
+def test_the_page_of_a_defence_that_prunes_no_heads(given, taught, defence, capsys):
+    """discard trains another encoder than the one that is given; MBTSAD has two stages of its own."""
+    config = replace(given, defence=defence, clean_encoder=str(taught))
+    summary = story.run_all(config)
+    story.print_table(summary, config)
+    assert list(summary["models"]) == ["fine_tuned", defence] and f"; {defence} leaves" in capsys.readouterr().out
+    page = report_run(config)
+    assert [row[0] for row in table_of(page, "numbers")[1:]] == ["fine-tuned (FT)", defence]
+    figures = re.findall(r'<figure id="(\w+)"', page.read_text())
+    assert figures == ["head_variance", "cls_attention", "training_curves"]
+    assert "No head was pruned." in page.read_text() and "In attention normalisation" not in page.read_text()
+
+
 def test_stages_that_do_not_fit_together(tiny_run, tmp_path):
     config, _, _ = tiny_run
     moved = replace(config, output_dir=str(tmp_path / "results"))
