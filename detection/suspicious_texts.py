@@ -10,6 +10,7 @@ run such texts as formulas.
 """
 
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +19,7 @@ import torch
 from attacks import ATTACKS
 from config import Config, parse_config
 from defences import DEFENCES
-from defences.defence import as_defence, defended_model_folder, product_path, run_folder
+from defences.defence import defended_model_folder, product_path, run_folder
 from defences.fine_tuning import FINE_TUNING
 from encoder.classifier import load_classifier, load_tokeniser
 from pipeline.runs import command
@@ -50,7 +51,7 @@ def compare_predictions(config: Config) -> pd.DataFrame:
     if config.suspicious_texts is None:
         raise UserError("no texts are named; give a file with --suspicious_texts")
     texts = read_texts(Path(config.suspicious_texts), config.text_column)
-    folders = {"before": product_path(as_defence(config), FINE_TUNING), "after": defended_model_folder(config)}
+    folders = {"before": product_path(replace(config, defence="FT"), FINE_TUNING), "after": defended_model_folder(config)}
     device = make_accelerator(config.device, config.precision).device
     table = pd.DataFrame({"text": texts})
     for name, folder in folders.items():
