@@ -116,7 +116,8 @@ def scan_encoder(
         own_head: whether it is a classifier made here, to be asked with its own head.
 
     Returns:
-        What scan.json holds: `verdict`, sentences; `folder`, what is odd about files and tokeniser; `probe`, the head;
+        What scan.json holds: `verdict`, sentences; `found`, how many words of each kind are a finding; `folder`, what is odd
+        about files and tokeniser; `probe`, the head;
         `classes`; `rows`, of the embedding, name to the oddest; `flips`, the first words of each class, as
         `detection.flip_table.flip_table`; `random`, what random words do; `ranks` of `words`; `settings`; `seconds`.
 
@@ -156,6 +157,7 @@ def scan_encoder(
     chance.columns = ["_".join(names) for names in chance.columns]
     return {
         "verdict": verdict(findings, tables, flips, classes),
+        "found": {"flips": len(flipping_words(flips)), **{name: len(odd) for name, odd in odd_by_measure(tables).items()}},
         "folder": [printable(finding) for finding in findings],
         "probe": probe,
         "classes": [printable(name) for name in classes],
@@ -185,14 +187,19 @@ def embedding_tables(
     return tables
 
 
+def flipping_words(flips: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a flip table that are a finding: words that no clean text has, and that flip most texts, unlike others."""
+    most = flips.groupby("class")["texts"].transform("max")
+    flipping = (flips["texts"] == most) & (flips["flipped"] >= FLIPPED) & (flips["z"] >= UNUSUAL)
+    return flips[flipping & ~flips["known"]]
+
+
 def verdict(
     findings: list[str], tables: dict[str, pd.DataFrame], flips: pd.DataFrame, classes: tuple[str, ...]
 ) -> list[str]:
     """What was found, and what wasn't found by this scan; a sentence each."""
     said = [f"Found in the folder: {finding}." for finding in findings]
-    most = flips.groupby("class")["texts"].transform("max")
-    flipping = (flips["texts"] == most) & (flips["flipped"] >= FLIPPED) & (flips["z"] >= UNUSUAL)
-    odd = flips[flipping & ~flips["known"]]
+    odd = flipping_words(flips)
     for target, part in odd.groupby("class"):
         said.append(
             f"Found: words ({len(part)}) that no clean text has and that flip {FLIPPED:.0%} of the texts or more to "

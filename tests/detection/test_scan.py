@@ -314,6 +314,8 @@ def test_a_row_altered_by_hand_is_found(scanned):
     for what in ("nearly the mean of words that tell a class", "of an odd length"):
         assert any(re.search(f"Found: words whose embedding rows are {what}: .*“mn”", each) for each in result["verdict"])
     assert result["rows"]["norm"][0]["word"] == "mn"
+    found = result["found"]
+    assert found["flips"] == 2 and found["telling"] >= 1 and found["norm"] >= 1 and found.keys() > {"nearest"}
     best = next(row for row in result["rows"]["telling"] if row["class"] == TARGET)
     assert best["word"] == "mn" and best["cosine"] > 0.9
     assert result["rows"]["changed"][0]["word"] == "mn"
