@@ -68,5 +68,5 @@ def test_it_starts_from_the_fine_tuned_model(given):
     record_path(config, FORGETTING).unlink()
     with pytest.MonkeyPatch.context() as patch:  # Its stage would be run again, since its product isn't what it wrote.
         patch.setattr("defences.shared.run_stage", lambda stage, config: {"product": "broken"})
-        with pytest.raises(UserError, match="the loss is nan"):
+        with pytest.raises(UserError, match="fine_tuned_model has nan"):
             forget_and_recover(config)
