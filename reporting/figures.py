@@ -374,9 +374,15 @@ def cost_figure(runs: pd.DataFrame, parts: Sequence[str]) -> Figure:
         lower.set_xlabel(what)
     axes[0][0].set_ylabel("processor time in s")
     axes[1][0].set_ylabel("peak memory in MiB")
-    memory = runs["MiB"]
-    ticks = [tick for tick in (500, 1000, 2000, 4000, 8000, 16000) if memory.min() / 2 <= tick <= memory.max() * 2]
-    axes[1][0].set_yticks(ticks, [f"{tick:,}" for tick in ticks], minor=False)
+    # A log axis labels powers in TeX, which is not read here.
+    powers = [10**power for power in range(-3, 7)]
+    for ax, values, candidates in (
+        (axes[0][0], runs[list(parts)], powers),
+        (axes[1][0], runs["MiB"], (500, 1000, 2000, 4000, 8000, 16000)),
+    ):
+        low, high = np.min(values.to_numpy()) / 2, np.max(values.to_numpy()) * 2
+        ticks = [tick for tick in candidates if low <= tick <= high]
+        ax.set_yticks(ticks, [f"{tick:,}" for tick in ticks], minor=False)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(parts))
     return figure
 

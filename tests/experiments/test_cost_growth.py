@@ -33,3 +33,5 @@ def test_every_part_and_the_memory_are_drawn():
     assert len(axes) == 4 and [len(ax.lines) for ax in axes] == [4, 4, 1, 1]
     assert axes[0].lines[0].get_xydata().tolist() == [[100, 10], [1000, 100]]
     assert axes[2].lines[0].get_xydata().tolist() == [[100, 1000], [1000, 1900]]
+    labels = {label.get_text() for ax in axes for label in ax.get_yticklabels()}
+    assert {"10", "100", "1,000", "2,000"} <= labels and not any("$" in label for label in labels)
