@@ -42,9 +42,10 @@ def flip_figure(flips: pd.DataFrame, random_words: pd.DataFrame, classes: list[s
             ax.annotate(
                 row.word if len(row.word) <= LONGEST else f"{row.word[: LONGEST - 1]}…",
                 (row.rank, row.shift),
-                xytext=(2, 4),
+                xytext=(0, 5.5),
                 textcoords="offset points",
-                rotation=50,
+                rotation=90,  # Else a name crosses that of the next word, where that is higher.
+                ha="center",
                 fontsize=6.5,
             )
         for name, style in (("shift_max", "-"), ("shift_median", ":")):
@@ -54,7 +55,7 @@ def flip_figure(flips: pd.DataFrame, random_words: pd.DataFrame, classes: list[s
         ax.set(title=f"to {classes[target]}", xlabel="rank of the word")
         ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     low, high = axes[0].get_ylim()
-    axes[0].set(ylabel="mean shift of log-odds", ylim=(low, high + 0.3 * (high - low)))  # Room for the names.
+    axes[0].set(ylabel="mean shift of log-odds", ylim=(low, high + 0.4 * (high - low)))  # Room for the names.
     for ax in axes[len(shown) :]:
         ax.set_axis_off()
     handles, labels = axes[0].get_legend_handles_labels()
