@@ -26,7 +26,7 @@ import numpy as np
 from attacks import ATTACKS
 from attacks.planted import RECORD as POISONING_RECORD
 from attacks.planted import measured_tables, poisoned_model_folder, read_poisoned
-from config import NOT_SETTINGS, PRESETS, Config, check_ranges, parse, preset_config
+from config import NOT_SETTINGS, PRESETS, Config, check_ranges, parse, plain_config, preset_config
 from defences import DEFENCES
 from defences.defence import as_defence, defended_model_folder, product_path, record_path, run_folder
 from defences.fine_tuning import FINE_TUNING
@@ -470,7 +470,7 @@ def main() -> None:
 
         print(f"report: {report_grid([Path(name) for name in options.csv])}")
         return
-    config = Config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
+    config = plain_config(options)
     check_ranges(config)
     print(f"report: {report_run(config, options.sentence, options.trigger, options.texts)}")
 

@@ -214,7 +214,7 @@ def erase_and_relearn(config: Config) -> dict:
             print(f"  odd rows of the embedding, made ordinary: {printable(', '.join(repaired))}")
         embedding = classifier.encoder.get_input_embeddings().weight
         augmenter = Augmenter(inputs.train, inputs.tokeniser, embedding, Augmentation(), config.max_len)
-        if config.inversions and config.relearning_texts == "changed":
+        if inverts(config):
             found.extend(find_sequences(config, inputs, augmenter, accelerator))
         classifier.to(accelerator.device)
 
@@ -296,6 +296,11 @@ def repair_rows(classifier: Classifier, tokeniser, texts: TokenisedTexts, train:
     return odd if ordinary else []
 
 
+def inverts(config: Config) -> bool:
+    """Whether sequences are looked for: only texts that are changed have them put in."""
+    return config.inversions > 0 and config.relearning_texts == "changed"
+
+
 def find_sequences(config: Config, inputs: DefenderInputs, augmenter: Augmenter, accelerator: Accelerator) -> list[dict]:
     """Sequences that push the fine-tuned model to each class; the augmenter has them from then on.
 
@@ -324,7 +329,6 @@ def few_of(texts: TokenisedTexts, seed: int) -> TokenisedTexts:
 
 
 def told(config: Config) -> str:
-    changes, inverts = config.relearning_texts == "changed", config.inversions and config.relearning_texts == "changed"
     searches = (
         "By gradient, short sequences of words are found that push the fine-tuned model's predictions to one class "
         f"({config.inversions} for each): they work as a trigger does. "
@@ -337,10 +341,10 @@ def told(config: Config) -> str:
     again = f"; all that {config.relearning_rounds} times over" if config.relearning_rounds > 1 else ""
     return (
         "Embedding rows that are odd, and that no clean text trains, are made ordinary. "
-        f"{searches if inverts else ''}{forgets if config.erase_forgetting_epochs else ''}"
+        f"{searches if inverts(config) else ''}{forgets if config.erase_forgetting_epochs else ''}"
         f"{erases if config.erase_rounds else ''}"
         f"Then the task is learnt anew{' in other directions' if config.erase_rounds else ''}"
-        f"{told_changes(changes, inverts)}{again}."
+        f"{told_changes(config.relearning_texts == 'changed', inverts(config))}{again}."
     )
 
 
@@ -362,10 +366,10 @@ def done(record: dict) -> str:
     )
 
 
-def told_changes(changes: bool, inverts: bool) -> str:
+def told_changes(changes: bool, with_sequences: bool) -> str:
     if not changes:
         return " on the clean texts"
-    sequences = ", and these sequences," if inverts else ""
+    sequences = ", and these sequences," if with_sequences else ""
     return f" on clean texts that are changed at random (words{sequences} put in, left out and moved, labels kept)"
 
 

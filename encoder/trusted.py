@@ -259,8 +259,9 @@ def is_word(token: str) -> bool:
 def rewriting(state: dict) -> str | None:
     """How a tokeniser, given as the content of tokenizer.json, changes texts beyond cutting them up; None if it doesn't."""
     model, added = state["model"], state["added_tokens"]
-    reasons = [unusual_normaliser(state["normalizer"]), unusual_pre_tokeniser(state["pre_tokenizer"])]
-    reasons.append(unusual_decoder(state["decoder"]))
+    reasons = [unusual_normaliser(each) for each in steps_of(state["normalizer"], "normalizers", HARMLESS_NORMALISERS)]
+    reasons += map(unusual_pre_tokeniser, steps_of(state["pre_tokenizer"], "pretokenizers", HARMLESS_PRE_TOKENISERS))
+    reasons += map(unusual_decoder, steps_of(state["decoder"], "decoders", HARMLESS_DECODERS))
     if model.get("dropout"):
         reasons.append(f"cuts words at random (BPE dropout {model['dropout']})")
     vocabulary, unknown = model["vocab"], model.get("unk_token")
@@ -287,13 +288,24 @@ def rewriting(state: dict) -> str | None:
     return next((reason for reason in reasons if reason), None)
 
 
-def unusual_normaliser(normaliser: dict | None) -> str | None:
+def steps_of(component: dict | None, listed: str, harmless: tuple[str, ...]) -> Iterator[dict]:
+    """The steps of a component of tokenizer.json, sequences taken apart, but for those of a harmless type.
+
+    Args:
+        listed: where a sequence has its steps.
+    """
+    if component is None or component["type"] in harmless:
+        return
+    if component["type"] == "Sequence":
+        for step in component[listed]:
+            yield from steps_of(step, listed, harmless)
+    else:
+        yield component
+
+
+def unusual_normaliser(normaliser: dict) -> str | None:
     """How a normaliser rewrites texts; None if it only tidies them."""
-    if normaliser is None or normaliser["type"] in HARMLESS_NORMALISERS:
-        return None
     kind = normaliser["type"]
-    if kind == "Sequence":
-        return next(filter(None, map(unusual_normaliser, normaliser["normalizers"])), None)
     if kind == "Replace" and matches_blanks(normaliser["pattern"]) and BLANKS.fullmatch(normaliser["content"]):
         return None
     if kind == "Prepend" and BLANKS.fullmatch(normaliser["prepend"]):
@@ -320,13 +332,9 @@ def unusual_charsmap(content: bytes) -> str | None:
     return None
 
 
-def unusual_pre_tokeniser(pre_tokeniser: dict | None) -> str | None:
+def unusual_pre_tokeniser(pre_tokeniser: dict) -> str | None:
     """How a pre-tokeniser leaves out parts of texts; None if it only divides them."""
-    if pre_tokeniser is None or pre_tokeniser["type"] in HARMLESS_PRE_TOKENISERS:
-        return None
     kind = pre_tokeniser["type"]
-    if kind == "Sequence":
-        return next(filter(None, map(unusual_pre_tokeniser, pre_tokeniser["pretokenizers"])), None)
     if kind == "Metaspace" and BLANKS.fullmatch(pre_tokeniser["replacement"]):
         return None
     if kind in ("Punctuation", "Split") and pre_tokeniser["behavior"] != "Removed":
@@ -336,13 +344,9 @@ def unusual_pre_tokeniser(pre_tokeniser: dict | None) -> str | None:
     return f"may leave out parts of texts (pre-tokeniser {kind})"
 
 
-def unusual_decoder(decoder: dict | None) -> str | None:
+def unusual_decoder(decoder: dict) -> str | None:
     """How a decoder gives a token another word's name, by which a scan misses it; None if it only puts pieces together."""
-    if decoder is None or decoder["type"] in HARMLESS_DECODERS:
-        return None
     kind = decoder["type"]
-    if kind == "Sequence":
-        return next(filter(None, map(unusual_decoder, decoder["decoders"])), None)
     if kind == "Replace" and matches_blanks(decoder["pattern"]) and not decoder["content"].strip():
         return None
     if kind == "Metaspace" and BLANKS.fullmatch(decoder["replacement"]):
