@@ -389,7 +389,7 @@ RELEARNING = Stage(
     phases={"forgetting": "forgetting (erase_relearn)"}
     | {f"relearning_{number}": f"relearning {number} (erase_relearn)" for number in range(1, MOST_ROUNDS + 1)},
     passes=lambda config: config.erase_forgetting_epochs + config.relearning_rounds * config.relearning_epochs,
-    method=6,
+    method=7,
 )
 
 ERASE_RELEARN = Defence(

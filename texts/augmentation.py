@@ -23,6 +23,8 @@ SEEN_IN = 4
 class Augmentation:
     """How `Augmenter` changes a text; shares and probabilities are from 0 to 1."""
 
+    unchanged: float = 0.3
+    """Share of the texts that are left as they are: what a classifier is asked about looks like these."""
     inserted: float = 0.8
     """Share of the texts that words are put into, left out of, or moved in."""
     dropped: float = 0.1
@@ -187,12 +189,15 @@ class Augmenter:
         self.sequences: list[list[int]] = []
 
     def changed(self, rng: np.random.Generator) -> TokenisedTexts:
-        """All texts, each changed once; labels stay."""
+        """All texts, all but `Augmentation.unchanged` of them changed once; labels stay."""
         ids, others = self.texts.input_ids, rng.permutation(len(self.texts))
         changed = [self.insert(each, ids[other], rng) for each, other in zip(ids, others, strict=True)]
         for change in (self.swap, self.thin, self.run, self.shuffle, self.colour):
             changed = [change(each, rng) for each in changed]
-        return replace(self.texts, input_ids=changed)
+        spared = rng.random(len(ids)) < self.augmentation.unchanged
+        return replace(
+            self.texts, input_ids=[old if keep else new for old, new, keep in zip(ids, changed, spared, strict=True)]
+        )
 
     def insert(self, ids: list[int], other: list[int], rng: np.random.Generator) -> list[int]:
         """One text with words put in, left out or moved, or as it is.

@@ -17,7 +17,7 @@ from texts.augmentation import (
     toneless_words,
 )
 
-NOTHING = Augmentation(inserted=0.0, swapped=0.0, thinned=0.0, runs=0.0, shuffled=0.0, coloured=0.0)
+NOTHING = Augmentation(unchanged=0.0, inserted=0.0, swapped=0.0, thinned=0.0, runs=0.0, shuffled=0.0, coloured=0.0)
 
 
 @pytest.fixture
@@ -40,6 +40,14 @@ def held(texts: list[list[int]]) -> set[int]:
 
 def test_nothing_is_changed_that_isnt_asked_for(texts, tokeniser, embedding):
     assert changed(texts, tokeniser, embedding) == texts.input_ids
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_share_of_the_texts_stays_as_it_is(texts, tokeniser, embedding, share):
+    always = dict(inserted=1.0, missing=0.9, dropped=0.0)  # Which changes any text.
+    found = changed(texts, tokeniser, embedding, unchanged=share, **always)
+    same = np.mean([new == old for new, old in zip(found, texts.input_ids, strict=True)])
+    assert same == pytest.approx(share, abs=0.1)
 
 
 def test_tokens_that_clean_texts_lack_are_put_in(texts, tokeniser, embedding):
