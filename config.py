@@ -132,9 +132,9 @@ class Config:
     """erase_relearn: share of the linear layers, from the lowest up, that are left alone, 0 to 1."""
     relearning_rate: float = 2e-4
     """erase_relearn: AdamW's peak learning rate, after a warm-up in a tenth of the steps; linear decay to 0."""
-    relearning_rounds: int = 1
-    """erase_relearn: how often erasing and relearning follow each other, 1 to 9."""
-    relearning_epochs: int = 6
+    relearnings: int = 3
+    """erase_relearn: how often the task is relearnt from the same start, each time on texts that are changed otherwise; the weights are averaged, 1 to 9."""
+    relearning_epochs: int = 4
     """erase_relearn: passes over the clean train set in each of them, its texts changed at random."""
     relearning_texts: Literal["changed", "plain"] = "changed"
     """erase_relearn: whether the texts of these passes are changed at random, or left as they are."""
@@ -174,7 +174,7 @@ class Config:
     """Run finished stages again."""
 
 
-MOST_ROUNDS = 9
+MOST_RELEARNINGS = 9
 """Of erase_relearn: each is a fine-tuning with a name."""
 
 SWEPT = ("attack", "defence", "seed", "learning_rate", "penalty_coefficient", "pruning_criterion", "mixing_share")
@@ -397,7 +397,7 @@ def check_ranges(config: Config) -> None:
         require(name, lambda value: 0 <= value < math.inf, "0 or more, and finite")
     for name in RATES:
         require(name, lambda value: 0 < value < math.inf, "more than 0, and finite")
-    require("relearning_rounds", lambda value: 1 <= value <= MOST_ROUNDS, f"1 to {MOST_ROUNDS}")
+    require("relearnings", lambda value: 1 <= value <= MOST_RELEARNINGS, f"1 to {MOST_RELEARNINGS}")
     # Every epoch's random numbers come from seed * 1000 + epoch, which NumPy takes up to 32 bits of.
     require("seed", lambda value: 0 <= value < 2**32 // 1000, f"0 to {2**32 // 1000 - 1}")
     require("split_seed", lambda value: 0 <= value < 2**32, f"0 to {2**32 - 1}")

@@ -8,7 +8,6 @@ show what a trigger may act through. No trigger and no clean encoder is known, a
 defence of this project's own, under work: docs/method.md says how far it was tried.
 """
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from config import MOST_ROUNDS, Config
+from config import MOST_RELEARNINGS, Config
 from defences.defence import Defence, Stage
 from defences.fine_tuning import FINE_TUNING
 from defences.inversion import invert
@@ -190,9 +189,10 @@ def fitted_bias(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def erase_and_relearn(config: Config) -> dict:
-    """Forget, erase, draw a fresh head, relearn, in rounds, fit the bias; write relearnt_model and erase_relearn.json.
+    """Forget, erase, draw a fresh head, relearn several times, average, fit the bias; write relearnt_model and its record.
 
-    What the first round leaves of a backdoor lies again where the task is read: the next one erases that too.
+    Trainings that begin alike end where their mean is better than each (model soups: Wortsman et al., ICML 2022): what one
+    of them learnt of the changes alone, or left of a backdoor, the others didn't.
 
     Returns:
         What the record holds: settings, and what `pipeline.defender.train_and_measure` says.
@@ -203,6 +203,8 @@ def erase_and_relearn(config: Config) -> dict:
     fine_tuned = record_before(config, RELEARNING)
     inputs, accelerator, settings = start(config, RELEARNING, fine_tuned_model=fine_tuned["product"])
     blocked: dict[str, torch.Tensor] = {}
+    begun: dict[str, torch.Tensor] = {}
+    averaged: dict[str, torch.Tensor] = {}
     augmenter: Augmenter
     found: list[dict] = []
     repaired: list[str] = []
@@ -218,13 +220,26 @@ def erase_and_relearn(config: Config) -> dict:
             found.extend(find_sequences(config, inputs, augmenter, accelerator))
         classifier.to(accelerator.device)
 
-    def erase(classifier: Classifier, number: int) -> None:
+    def begin(classifier: Classifier, number: int) -> None:
+        if number == 1:
+            erase(classifier)
+            begun.update({name: value.clone() for name, value in classifier.state_dict().items()})
+        classifier.load_state_dict(begun)
+
+    def erase(classifier: Classifier) -> None:
         few = few_of(inputs.train, config.seed)
         for name, basis in erase_task(classifier, few, config.erase_rounds, config.erase_spared).items():
-            blocked[name] = joined(blocked.get(name), basis).to(classifier.head.weight)
-        set_seed(config.seed + number)
+            blocked[name] = basis.to(classifier.head.weight)
+        set_seed(config.seed + 1)
         classifier.head.reset_parameters()
         keep_blocked(classifier, blocked)
+
+    def end(classifier: Classifier, number: int) -> None:
+        for name, value in classifier.state_dict().items():
+            averaged[name] = averaged.get(name, 0) + value / config.relearnings
+        if number == config.relearnings:
+            classifier.load_state_dict(averaged)
+            fit_bias(classifier)
 
     def fit_bias(classifier: Classifier) -> None:
         logits = predict(classifier, inputs.validation, "validation", accelerator)
@@ -232,24 +247,25 @@ def erase_and_relearn(config: Config) -> dict:
         with torch.no_grad():
             classifier.head.bias.add_(bias.to(classifier.head.bias))
 
-    def changed(epoch: int, number: int) -> TokenisedTexts:
-        return augmenter.changed(np.random.default_rng((config.seed, 7, number, epoch)))
+    def changed(epoch: int) -> TokenisedTexts:
+        return augmenter.changed(np.random.default_rng((config.seed, 7, epoch)))
 
     phases = [
         Phase(
             f"relearning_{number}",
-            f"relearning {number} of {config.relearning_rounds}",
+            f"relearning {number} of {config.relearnings}",
             cross_entropy,
             config.relearning_epochs,
             learning_rate=config.relearning_rate,
             warm_up=WARM_UP,
-            before=partial(erase, number=number),
-            texts_of=partial(changed, number=number) if config.relearning_texts == "changed" else None,
+            before=partial(begin, number=number),
+            after=partial(end, number=number),
+            first_epoch=(number - 1) * config.relearning_epochs,
+            texts_of=changed if config.relearning_texts == "changed" else None,
             after_step=lambda model: keep_blocked(model, blocked),
         )
-        for number in range(1, config.relearning_rounds + 1)
+        for number in range(1, config.relearnings + 1)
     ]
-    phases[-1] = replace(phases[-1], after=fit_bias)
     if config.erase_forgetting_epochs:
         forgetting = Phase(
             "forgetting",
@@ -338,7 +354,7 @@ def told(config: Config) -> str:
         f"In the upper {1 - config.erase_spared:.0%} of its linear layers the directions in which the classes of clean "
         "texts lie apart are erased, and with them the place where a backdoor writes. "
     )
-    again = f"; all that {config.relearning_rounds} times over" if config.relearning_rounds > 1 else ""
+    again = f", {config.relearnings} times, and the weights are averaged" if config.relearnings > 1 else ""
     return (
         "Embedding rows that are odd, and that no clean text trains, are made ordinary. "
         f"{searches if inverts(config) else ''}{forgets if config.erase_forgetting_epochs else ''}"
@@ -350,14 +366,14 @@ def told(config: Config) -> str:
 
 def done(record: dict) -> str:
     settings, found = record["settings"], record["inverted"]
-    rounds = sum(name.startswith("relearning") for name in record["training"])
+    times = sum(name.startswith("relearning") for name in record["training"])
     words = ", ".join(printable(word) for word in record["repaired"][:NAMED])
     more = f" and {len(record['repaired']) - NAMED} more" if len(record["repaired"]) > NAMED else ""
     repairs = f"The odd embedding rows of {words}{more} were made ordinary. "
     searches = f"{len(found)} sequences of words were found that push the fine-tuned model to one class. "
     forgets = "The encoder was trained on random labels, to forget the task. "
     erases = "In its upper layers the directions in which the classes lie apart were erased. "
-    again = f"; {rounds} times over" if rounds > 1 else ""
+    again = f", {times} times, and the weights were averaged" if times > 1 else ""
     return (
         f"{repairs if words else ''}{searches if found else ''}{forgets if 'forgetting' in record['training'] else ''}"
         f"{erases if settings['erase_rounds'] else ''}"
@@ -380,16 +396,16 @@ RELEARNING = Stage(
     reads=(
         *("clean_dataset", "split_seed", *TRAINING_FIELDS),
         *("inversions", "erase_forgetting_epochs", "erase_forgetting_rate", "erase_rounds", "erase_spared"),
-        *("relearning_rate", "relearning_rounds", "relearning_epochs", "relearning_texts"),
+        *("relearning_rate", "relearnings", "relearning_epochs", "relearning_texts"),
     ),
     title="Erasing and relearning",
     told=told,
     done=done,
     after=FINE_TUNING,
     phases={"forgetting": "forgetting (erase_relearn)"}
-    | {f"relearning_{number}": f"relearning {number} (erase_relearn)" for number in range(1, MOST_ROUNDS + 1)},
-    passes=lambda config: config.erase_forgetting_epochs + config.relearning_rounds * config.relearning_epochs,
-    method=7,
+    | {f"relearning_{number}": f"relearning {number} (erase_relearn)" for number in range(1, MOST_RELEARNINGS + 1)},
+    passes=lambda config: config.erase_forgetting_epochs + config.relearnings * config.relearning_epochs,
+    method=8,
 )
 
 ERASE_RELEARN = Defence(

@@ -75,6 +75,7 @@ class Phase:
     learning_rate: float | None = None
     """None: the configuration's."""
     warm_up: float = 0.0
+    first_epoch: int = 0
     texts_of: Callable[[int], TokenisedTexts] | None = None
     after_step: Callable[[nn.Module], None] | None = None
     accuracy_below: float | None = None
@@ -139,6 +140,7 @@ def train_and_measure(
             learning_rate=phase.learning_rate or config.learning_rate,
             epochs=phase.epochs,
             warm_up=phase.warm_up,
+            first_epoch=phase.first_epoch,
             texts_of=phase.texts_of,
             after_step=phase.after_step,
             accuracy_below=phase.accuracy_below,

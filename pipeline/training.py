@@ -45,6 +45,7 @@ def fine_tune(
     description: str,
     reference: TokenisedTexts | None = None,
     warm_up: float = 0.0,
+    first_epoch: int = 0,
     texts_of: Callable[[int], TokenisedTexts] | None = None,
     after_step: Callable[[nn.Module], None] | None = None,
     accuracy_below: float | None = None,
@@ -61,6 +62,8 @@ def fine_tune(
     Args:
         reference: other texts, a batch of which goes with every batch, under the key `reference`.
         warm_up: share of the steps in which the learning rate rises from 0, 0 to 1.
+        first_epoch: number of the first epoch. Dropout, the texts' order and `texts_of` depend on an epoch's number: two
+            trainings with other numbers differ in these.
         texts_of: epoch to the texts that take the place of `texts` in it, as many; a function of the epoch alone.
         after_step: called with the model after every step.
         accuracy_below: the training ends after the first epoch that leaves the accuracy on its texts below this, 0 to 1.
@@ -108,12 +111,13 @@ def fine_tune(
         started = time.perf_counter()
         model.train()
         # Dropout depends on seed and epoch alone, not on what ran before: a resumed run equals an undisturbed one.
-        set_seed(config.seed * 1000 + epoch)
+        number = first_epoch + epoch
+        set_seed(config.seed * 1000 + number)
         losses: list[dict[str, torch.Tensor]] = []
-        texts = texts_of(epoch) if texts_of else texts
-        batches = shuffled_batches(texts.lengths, config.batch_size, config.seed, epoch)
+        texts = texts_of(number) if texts_of else texts
+        batches = shuffled_batches(texts.lengths, config.batch_size, config.seed, number)
         if reference:
-            beside = itertools.cycle(shuffled_batches(reference.lengths, config.batch_size, config.seed, epoch))
+            beside = itertools.cycle(shuffled_batches(reference.lengths, config.batch_size, config.seed, number))
         with tqdm(
             total=len(texts), desc=f"{description} {epoch + 1}/{epochs}", unit="text", leave=False, disable=None
         ) as bar:

@@ -27,6 +27,7 @@ from defences.erase_relearn import (
 )
 from defences.fine_tuning import FINE_TUNING
 from encoder.classifier import Classifier, load_classifier, load_encoder, load_tokeniser
+from pipeline.training import fine_tune
 from texts.augmentation import Augmenter
 from texts.batching import TokenisedTexts, tokenise
 from texts.data_sets import clean_train, defender_splits
@@ -145,39 +146,60 @@ def test_lower_layers_are_spared(classifier, texts):
         torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64))
 
 
-def test_what_is_erased_stays_erased(tiny_config, classifier, monkeypatch):
+def test_what_is_erased_stays_erased(tiny_config, classifier):
     """Through the stage: after relearning no upper layer reads a blocked direction, and unused words were trained."""
     config = replace(tiny_config, poisoned_model=tiny_config.plm, relearning_rate=1e-2, defence="erase_relearn")
-    config = replace(config, relearning_rounds=2, erase_forgetting_epochs=0)  # So that what is erased first is known.
+    config = replace(config, relearnings=2, erase_forgetting_epochs=0)  # So that what is erased is known.
     make_poisoned_data(config)
-    directions: list[dict] = []
-    monkeypatch.setattr(
-        "defences.erase_relearn.erase_task", lambda *given: directions.append(erase_task(*given)) or directions[-1]
-    )
     record = run_stage(RELEARNING, config)
     assert record["metrics"]["ACC"] > 0.8 and list(record["training"]) == ["relearning_1", "relearning_2"]
     texts = tokenise(clean_train("sst2", config), load_tokeniser(config.plm), config.max_len)
     fresh = Classifier(load_encoder(config.plm), 2, config.classifier_dropout, config.seed)
     blocked = erase_task(fresh, few_of(texts, config.seed), config.erase_rounds, config.erase_spared)
-    assert len(directions) == 2  # Of the released encoder, and of what the first round made.
     model = load_classifier(defended_model_folder(config))
     layers = linear_layers(model)
-    for found in (blocked, *directions):
-        for name, basis in found.items():
-            weight = layers[name].weight.double()
-            assert (weight @ basis).norm() < 1e-4 * weight.norm(), name
+    for name, basis in blocked.items():
+        weight = layers[name].weight.double()
+        assert (weight @ basis).norm() < 1e-4 * weight.norm(), name
     before, after = (each.encoder.get_input_embeddings().weight for each in (classifier, model))
     row = load_tokeniser(config.plm).convert_tokens_to_ids("cf")
     assert (before[row] - after[row]).norm() > 1e-2
     plain = replace(config, relearning_texts="plain", erase_rounds=0)  # Nothing blocked, and unused words only decay.
     run_stage(RELEARNING, plain)
     after = load_classifier(defended_model_folder(plain)).encoder.get_input_embeddings().weight
-    assert (before[row] - after[row]).norm() < 1e-2 and directions[2] == directions[3] == {}
+    assert (before[row] - after[row]).norm() < 1e-2
+
+
+@pytest.mark.parametrize("texts", ["changed", "plain"])
+def test_the_weights_are_averaged_of_trainings_that_begin_alike(tiny_config, monkeypatch, texts):
+    config = replace(tiny_config, poisoned_model=tiny_config.plm, defence="erase_relearn", relearning_texts=texts)
+    config = replace(config, relearnings=3, relearning_epochs=2, inversions=0, erase_forgetting_epochs=0)
+    make_poisoned_data(config)
+    begun, ended = [], []
+
+    def weights(model) -> torch.Tensor:
+        return torch.cat([value.detach().flatten() for name, value in model.named_parameters() if name != "head.bias"])
+
+    def tuned(model, *given, **how):
+        begun.append(weights(model).clone())
+        history = fine_tune(model, *given, **how)
+        ended.append(weights(model).clone())
+        return history
+
+    monkeypatch.setattr("pipeline.defender.fine_tune", tuned)
+    run_stage(FINE_TUNING, config)
+    del begun[:], ended[:]
+    run_stage(RELEARNING, config)
+    assert len(ended) == 3 and all(torch.equal(each, begun[0]) for each in begun)
+    first, second, third = ended
+    for one, other in ((first, second), (first, third), (second, third)):
+        assert (one - other).norm() > 0.01 * (one - begun[0]).norm()
+    torch.testing.assert_close(weights(load_classifier(defended_model_folder(config))), (first + second + third) / 3)
 
 
 def test_the_task_is_forgotten_first(tiny_config, monkeypatch):
     """What is erased is erased of an encoder that a pass with random labels has moved, far, and not of the released one."""
-    config = replace(tiny_config, poisoned_model=tiny_config.plm, relearning_rounds=1, relearning_epochs=1)
+    config = replace(tiny_config, poisoned_model=tiny_config.plm, relearnings=1, relearning_epochs=1)
     config = replace(config, defence="erase_relearn", erase_forgetting_rate=1e-2)
     make_poisoned_data(config)
     released, seen = load_encoder(config.plm).state_dict(), []
@@ -244,7 +266,7 @@ def test_odd_rows_are_repaired_and_named(tiny_config, planted):
     assert "mn" in record["repaired"]
     assert done(record) == (
         f"The odd embedding rows of {', '.join(record['repaired'])} were made ordinary. "
-        "The task was learnt anew on the clean texts."
+        "The task was learnt anew on the clean texts, 3 times, and the weights were averaged."
     )
     row = load_tokeniser(str(planted)).convert_tokens_to_ids("mn")
     released = load_encoder(str(planted)).get_input_embeddings().weight[row]
@@ -252,14 +274,14 @@ def test_odd_rows_are_repaired_and_named(tiny_config, planted):
     assert (now - released).norm() > 0.1 * released.norm()
     assert told(config) == (
         "Embedding rows that are odd, and that no clean text trains, are made ordinary. Then the task is learnt anew on the "
-        "clean texts."
+        "clean texts, 3 times, and the weights are averaged."
     )
 
 
 def test_what_pushes_the_fine_tuned_model_is_put_into_the_texts(tiny_config, monkeypatch):
     """Through the stage: sequences of the fine-tuned model, in the record, and in the texts that are relearnt on."""
     config = replace(tiny_config, poisoned_model=tiny_config.plm, defence="erase_relearn", relearning_epochs=1)
-    config = replace(config, erase_forgetting_epochs=0, inversions=2)
+    config = replace(config, erase_forgetting_epochs=0, inversions=2, relearnings=1)
     make_poisoned_data(config)
     asked: list[tuple] = []
     row = load_tokeniser(config.plm).convert_tokens_to_ids("lo")
@@ -276,7 +298,7 @@ def test_what_pushes_the_fine_tuned_model_is_put_into_the_texts(tiny_config, mon
     assert [target for _, target in asked] == [0, 1, 0, 1] and all(torch.equal(each, head) for each, _ in asked)
     assert record["inverted"][0] == {"class": "0", "words": ["lo"] * 6, "flipped": 0.5} and len(record["inverted"]) == 4
     assert known == [[[row] * 6] * 4]
-    assert "4 sequences" in done(record) and "and these sequences, put in" in done(record)
+    assert "4 sequences" in done(record) and "and these sequences, put in" in done(record) and "times" not in done(record)
     record = run_stage(RELEARNING, replace(config, inversions=0))
     assert record["inverted"] == [] and len(asked) == 4 and known[1] == [] and "sequences" not in done(record)
     run_stage(RELEARNING, replace(config, relearning_texts="plain"))

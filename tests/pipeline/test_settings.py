@@ -91,7 +91,7 @@ CHANGES = {
     "erase_rounds": (2, {}, {ERASING}),
     "erase_spared": (0.25, {}, {ERASING}),
     "relearning_rate": (1e-3, {}, {ERASING}),
-    "relearning_rounds": (2, {}, {ERASING}),
+    "relearnings": (2, {}, {ERASING}),
     "relearning_epochs": (2, {}, {ERASING}),
     "relearning_texts": ("plain", {}, {ERASING}),
     "acc_threshold": (0.5, {}, {PRUNING, NEURONS}),
