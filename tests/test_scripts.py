@@ -161,7 +161,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def run_without_network(script: Path, *args: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", NO_NETWORK, str(script), *args], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", NO_NETWORK, str(script), *args], capture_output=True, text=True, timeout=900
     )
 
 
