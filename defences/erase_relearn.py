@@ -4,8 +4,9 @@ A poisoned encoder solves the task already, so that fine-tuning has little gradi
 the directions that the attacker's head read. Here a pass with random labels moves all layers; then these directions are
 erased, and kept erased while the task is relearnt on texts that are changed at random, so that an inserted trigger is one
 more such change. Among the changes are sequences of words that push the fine-tuned model to a class, found by gradient: they
-show what a trigger may act through. No trigger and no clean encoder is known, and what comes out are plain weights. A
-defence of this project's own, under work: docs/method.md says how far it was tried.
+show what a trigger may act through. The weights of several such relearnings are averaged. No trigger and no clean encoder is
+known, and what comes out are plain weights. A defence of this project's own, under work: docs/method.md says how far it was
+tried.
 """
 
 from functools import partial

@@ -146,16 +146,21 @@ def test_lower_layers_are_spared(classifier, texts):
         torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64))
 
 
-def test_what_is_erased_stays_erased(tiny_config, classifier):
+def test_what_is_erased_stays_erased(tiny_config, classifier, monkeypatch):
     """Through the stage: after relearning no upper layer reads a blocked direction, and unused words were trained."""
     config = replace(tiny_config, poisoned_model=tiny_config.plm, relearning_rate=1e-2, defence="erase_relearn")
     config = replace(config, relearnings=2, erase_forgetting_epochs=0)  # So that what is erased is known.
     make_poisoned_data(config)
+    directions: list[dict] = []
+    monkeypatch.setattr(
+        "defences.erase_relearn.erase_task", lambda *given: directions.append(erase_task(*given)) or directions[-1]
+    )
     record = run_stage(RELEARNING, config)
     assert record["metrics"]["ACC"] > 0.8 and list(record["training"]) == ["relearning_1", "relearning_2"]
     texts = tokenise(clean_train("sst2", config), load_tokeniser(config.plm), config.max_len)
     fresh = Classifier(load_encoder(config.plm), 2, config.classifier_dropout, config.seed)
     blocked = erase_task(fresh, few_of(texts, config.seed), config.erase_rounds, config.erase_spared)
+    assert len(directions) == 1  # Once, before both relearnings.
     model = load_classifier(defended_model_folder(config))
     layers = linear_layers(model)
     for name, basis in blocked.items():
@@ -167,7 +172,7 @@ def test_what_is_erased_stays_erased(tiny_config, classifier):
     plain = replace(config, relearning_texts="plain", erase_rounds=0)  # Nothing blocked, and unused words only decay.
     run_stage(RELEARNING, plain)
     after = load_classifier(defended_model_folder(plain)).encoder.get_input_embeddings().weight
-    assert (before[row] - after[row]).norm() < 1e-2
+    assert (before[row] - after[row]).norm() < 1e-2 and directions[1] == {}
 
 
 @pytest.mark.parametrize("texts", ["changed", "plain"])
