@@ -104,7 +104,7 @@ def poison(config: Config) -> dict:
         }
 
     record, there = run_once(
-        folder / RECORD, settings, compute, product=folder, overwrite=config.overwrite, checkpoints=(checkpoint,)
+        folder / RECORD, settings, compute, product=folder, overwrite=config.overwrite, checkpoints=lambda: (checkpoint,)
     )
     if there:
         print(f"  the poisoned encoder is there already: {folder}")

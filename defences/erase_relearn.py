@@ -9,6 +9,7 @@ known, and what comes out are plain weights. A defence of this project's own, un
 tried.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -39,6 +40,12 @@ WARM_UP = 0.1
 """Share of the relearning steps in which the rate rises."""
 DIRECTIONS_FROM = 700
 """Train texts that directions and sequences are found with, at most; drawn, equally many of each class."""
+MOST_LOST = 0.1
+"""Validation accuracy that the first relearning may lose to the fine-tuned model; at more, forgetting and relearning begin
+anew at half their rates. On 200 texts that is four standard errors: no chance, but a rate that breaks the encoder. Where all
+rates lose more, the one that loses least is taken."""
+HALVINGS = 3
+"""How often, at most."""
 NAMED = 10
 """Words that a sentence names, at most."""
 
@@ -79,8 +86,10 @@ def erase_and_relearn(config: Config) -> dict:
     fine_tuned = record_before(config, RELEARNING)
     inputs, accelerator, settings = start(config, RELEARNING, fine_tuned_model=fine_tuned["product"])
     blocked: dict[str, torch.Tensor] = {}
+    released: dict[str, torch.Tensor] = {}
     begun: dict[str, torch.Tensor] = {}
     averaged: dict[str, torch.Tensor] = {}
+    reached = 0.0
     augmenter: Augmenter
     found: list[dict] = []
     repaired: list[str] = []
@@ -95,12 +104,16 @@ def erase_and_relearn(config: Config) -> dict:
         if inverts(config):
             found.extend(find_sequences(config, inputs, augmenter, accelerator))
         classifier.to(accelerator.device)
+        released.update(weights(classifier))
 
     def begin(classifier: Classifier, number: int) -> None:
         if number == 1:
+            if not config.erase_forgetting_epochs:
+                classifier.load_state_dict(released)
             erase(classifier)
-            begun.update({name: value.clone() for name, value in classifier.state_dict().items()})
-        classifier.load_state_dict(begun)
+            begun.update(weights(classifier))
+        else:
+            classifier.load_state_dict(begun)
 
     def erase(classifier: Classifier) -> None:
         few = few_of(inputs.train, config.seed)
@@ -111,28 +124,44 @@ def erase_and_relearn(config: Config) -> dict:
         keep_blocked(classifier, blocked)
 
     def end(classifier: Classifier, number: int) -> None:
+        nonlocal reached
+        if number == 1:
+            averaged.clear()
+            logits, bias, labels = validated(classifier)
+            reached = ((logits + bias).argmax(1) == labels).double().mean().item()
         for name, value in classifier.state_dict().items():
             averaged[name] = averaged.get(name, 0) + value / config.relearnings
         if number == config.relearnings:
             classifier.load_state_dict(averaged)
-            fit_bias(classifier)
+            _, bias, _ = validated(classifier)
+            with torch.no_grad():
+                classifier.head.bias.add_(bias.to(classifier.head.bias))
 
-    def fit_bias(classifier: Classifier) -> None:
+    def validated(classifier: Classifier) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         logits = predict(classifier, inputs.validation, "validation", accelerator)
-        bias = fitted_bias(logits, torch.tensor(inputs.validation.labels))
-        with torch.no_grad():
-            classifier.head.bias.add_(bias.to(classifier.head.bias))
+        labels = torch.tensor(inputs.validation.labels)
+        return logits, fitted_bias(logits, labels), labels
 
     def changed(epoch: int) -> TokenisedTexts:
         return augmenter.changed(np.random.default_rng((config.seed, 7, epoch)))
 
-    phases = [
-        Phase(
-            f"relearning_{number}",
+    def forgetting(halvings: int) -> Phase:
+        return Phase(
+            halved("forgetting", halvings),
+            "forgetting on random labels",
+            random_labels,
+            config.erase_forgetting_epochs,
+            learning_rate=config.erase_forgetting_rate / 2**halvings,
+            before=lambda classifier: classifier.load_state_dict(released),
+        )
+
+    def relearning(number: int, halvings: int) -> Phase:
+        return Phase(
+            halved(f"relearning_{number}", halvings),
             f"relearning {number} of {config.relearnings}",
             cross_entropy,
             config.relearning_epochs,
-            learning_rate=config.relearning_rate,
+            learning_rate=config.relearning_rate / 2**halvings,
             warm_up=WARM_UP,
             before=partial(begin, number=number),
             after=partial(end, number=number),
@@ -140,21 +169,29 @@ def erase_and_relearn(config: Config) -> dict:
             texts_of=changed if config.relearning_texts == "changed" else None,
             after_step=lambda model: keep_blocked(model, blocked),
         )
-        for number in range(1, config.relearnings + 1)
-    ]
-    if config.erase_forgetting_epochs:
-        forgetting = Phase(
-            "forgetting",
-            "forgetting on random labels",
-            random_labels,
-            config.erase_forgetting_epochs,
-            learning_rate=config.erase_forgetting_rate,
-        )
-        phases.insert(0, forgetting)
+
+    def first(halvings: int) -> Iterator[Phase]:
+        if config.erase_forgetting_epochs:
+            yield forgetting(halvings)
+        yield relearning(1, halvings)
+
+    def phases() -> Iterator[Phase]:
+        before, tried = fine_tuned["validation_accuracy"], []
+        while not tried or (tried[-1] < before - MOST_LOST and len(tried) <= HALVINGS):
+            if tried:
+                print(f"  validation accuracy {reached:.3f}, the fine-tuned model's {before:.3f}: again at half the rates")
+            yield from first(len(tried))
+            tried.append(reached)
+        halvings = tried.index(max(tried))
+        if halvings < len(tried) - 1:
+            yield from first(halvings)
+        for number in range(2, config.relearnings + 1):
+            yield relearning(number, halvings)
+
     record, _ = train_once(
         config,
         RELEARNING,
-        phases,
+        phases(),
         inputs=inputs,
         accelerator=accelerator,
         settings=settings,
@@ -163,6 +200,16 @@ def erase_and_relearn(config: Config) -> dict:
         repaired=repaired,
     )
     return record
+
+
+def weights(classifier: Classifier) -> dict[str, torch.Tensor]:
+    """A copy."""
+    return {name: value.clone() for name, value in classifier.state_dict().items()}
+
+
+def halved(phase: str, halvings: int) -> str:
+    """The name of a phase, by how often its rate was halved."""
+    return f"{phase}_halved_{halvings}" if halvings else phase
 
 
 @torch.no_grad()
@@ -242,7 +289,7 @@ def told(config: Config) -> str:
 
 def done(record: dict) -> str:
     settings, found = record["settings"], record["inverted"]
-    times = sum(name.startswith("relearning") for name in record["training"])
+    times, halvings = settings["relearnings"], int(list(record["training"])[-1].partition("_halved_")[2] or 0)
     words = ", ".join(printable(word) for word in record["repaired"][:NAMED])
     more = f" and {len(record['repaired']) - NAMED} more" if len(record["repaired"]) > NAMED else ""
     repairs = f"The odd embedding rows of {words}{more} were made ordinary. "
@@ -250,11 +297,17 @@ def done(record: dict) -> str:
     forgets = "The encoder was trained on random labels, to forget the task. "
     erases = "In its upper layers the directions in which the classes lie apart were erased. "
     again = f", {times} times, and the weights were averaged" if times > 1 else ""
+    slower = (
+        f" Learning rates were 1/{2**halvings} of those asked for: higher ones cost more than {MOST_LOST:g} of validation "
+        "accuracy."
+        if halvings
+        else ""
+    )
     return (
         f"{repairs if words else ''}{searches if found else ''}{forgets if 'forgetting' in record['training'] else ''}"
         f"{erases if settings['erase_rounds'] else ''}"
         f"The task was learnt anew{' without them' if settings['erase_rounds'] else ''}"
-        f"{told_changes(settings['relearning_texts'] == 'changed', bool(found))}{again}."
+        f"{told_changes(settings['relearning_texts'] == 'changed', bool(found))}{again}.{slower}"
     )
 
 
@@ -263,6 +316,17 @@ def told_changes(changes: bool, with_sequences: bool) -> str:
         return " on the clean texts"
     sequences = ", and these sequences," if with_sequences else ""
     return f" on clean texts that are changed at random (words{sequences} put in, left out and moved, labels kept)"
+
+
+def titles() -> dict[str, str]:
+    """Of all phases that there may be."""
+    parts = {"forgetting": "forgetting"}
+    parts |= {f"relearning_{number}": f"relearning {number}" for number in range(1, MOST_RELEARNINGS + 1)}
+    return {
+        halved(name, halvings): f"{title}{f', 1/{2**halvings} of the rate' if halvings else ''} (erase_relearn)"
+        for halvings in range(HALVINGS + 1)
+        for name, title in parts.items()
+    }
 
 
 RELEARNING = Stage(
@@ -278,8 +342,7 @@ RELEARNING = Stage(
     told=told,
     done=done,
     after=FINE_TUNING,
-    phases={"forgetting": "forgetting (erase_relearn)"}
-    | {f"relearning_{number}": f"relearning {number} (erase_relearn)" for number in range(1, MOST_RELEARNINGS + 1)},
+    phases=titles(),
     passes=lambda config: config.erase_forgetting_epochs + config.relearnings * config.relearning_epochs,
     method=8,
 )

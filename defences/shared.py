@@ -1,8 +1,9 @@
 """What the stages of every defence begin and end with: what they read, what they depend on, where what they make goes."""
 
 import functools
+import glob
 import hashlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def defender_settings(
 def train_once(
     config: Config,
     stage: Stage,
-    phases: list[Phase],
+    phases: Iterable[Phase],
     *,
     inputs: DefenderInputs,
     accelerator: Accelerator,
@@ -143,9 +144,10 @@ def train_once(
         The record, and whether it was there already.
     """
     record = record_path(config, stage)
-    # Two defences may have phases of one name, and run side by side.
-    names = [".".join(dict.fromkeys((record.stem, phase.name))) for phase in phases]
-    checkpoints = tuple(record.with_name(f"{name}.checkpoint.pt") for name in names)
+
+    def checkpoint_of(phase: Phase) -> Path:
+        # Two defences may have phases of one name, and run side by side.
+        return record.with_name(f"{'.'.join(dict.fromkeys((record.stem, phase.name)))}.checkpoint.pt")
 
     def compute() -> dict:
         return train_and_measure(
@@ -155,13 +157,17 @@ def train_once(
             inputs=inputs,
             accelerator=accelerator,
             settings=settings,
-            checkpoints=checkpoints,
+            checkpoint_of=checkpoint_of,
             model_folder=product_path(config, stage),
             prepare=prepare,
             **also,
         )
 
     product = product_path(config, stage)
+
+    def checkpoints() -> Iterable[Path]:
+        return record.parent.glob(f"{glob.escape(record.stem)}.*checkpoint.pt")
+
     return run_once(record, settings, compute, product=product, overwrite=config.overwrite, checkpoints=checkpoints)
 
 

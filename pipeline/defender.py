@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,13 +99,13 @@ def new_classifier(config: Config, inputs: DefenderInputs) -> Classifier:
 
 def train_and_measure(
     classifier: Classifier,
-    phases: list[Phase],
+    phases: Iterable[Phase],
     *,
     config: Config,
     inputs: DefenderInputs,
     accelerator: Accelerator,
     settings: dict,
-    checkpoints: tuple[Path, ...],
+    checkpoint_of: Callable[[Phase], Path],
     model_folder: Path,
     prepare: Callable[[Classifier], None] = lambda classifier: None,
     **also: object,
@@ -114,7 +114,8 @@ def train_and_measure(
 
     Args:
         settings: all that the result depends on.
-        checkpoints: one for each phase.
+        phases: each is asked for when the one before has ended, so that what comes next may depend on it. One that was
+            there before begins and ends as it did, and isn't trained again.
         prepare: what is done to the classifier before the first phase, in place.
         also: further entries of the record.
 
@@ -131,8 +132,9 @@ def train_and_measure(
         preparation += time.perf_counter() - started
 
     timed(prepare)
-    for phase, checkpoint in zip(phases, checkpoints, strict=True):
+    for phase in phases:
         timed(phase.before)
+        histories.pop(phase.name, None)  # One that is gone back to comes last.
         histories[phase.name] = fine_tune(
             classifier,
             phase.texts() if phase.texts else inputs.train,
@@ -147,7 +149,7 @@ def train_and_measure(
             freeze_head=phase.freeze_head,
             config=config,
             accelerator=accelerator,
-            checkpoint=checkpoint,
+            checkpoint=checkpoint_of(phase),
             settings=settings,
             description=phase.description,
         )

@@ -1,7 +1,7 @@
 """A stage is computed once: not again if it is finished, and not twice at a time."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import filelock
@@ -38,7 +38,7 @@ def run_once(
     *,
     product: Path | None,
     overwrite: bool,
-    checkpoints: tuple[Path, ...] = (),
+    checkpoints: Callable[[], Iterable[Path]] = tuple,
 ) -> tuple[dict, bool]:
     """The record of a stage, and whether it was there already.
 
@@ -48,7 +48,7 @@ def run_once(
         compute: writes the product and returns the record's other entries.
         product: folder that the stage writes, whose hash is the record's entry `product`; None: the record is all there is.
         overwrite: compute it whatever is there.
-        checkpoints: files that are needed no more once there is a record.
+        checkpoints: names files that are needed no more once there is a record; called then.
     """
     with alone(product if product == record.parent else record):
         content = finished_stage(record, settings, product)
@@ -59,7 +59,7 @@ def run_once(
                 content["product"] = fingerprint_folder(product, leaving_out=(record.name,))
             save_json(record, content)
             content = load_json(record)  # As the next one reads it: the numbers of layers are text, for example.
-        for checkpoint in checkpoints:
+        for checkpoint in checkpoints():
             with said_if_unwritable(checkpoint.parent):
                 checkpoint.unlink(missing_ok=True)
         return content, there

@@ -13,6 +13,7 @@ from defences.erase_relearn import RELEARNING, done, few_of, fitted_bias, repair
 from defences.erasing import erase_task, linear_layers
 from defences.fine_tuning import FINE_TUNING
 from encoder.classifier import Classifier, load_classifier, load_encoder, load_tokeniser
+from pipeline import defender
 from pipeline.training import fine_tune
 from texts.augmentation import Augmenter
 from texts.batching import TokenisedTexts, tokenise
@@ -23,6 +24,12 @@ from texts.vocabulary import whole_words
 @pytest.fixture
 def classifier(tiny_plm):
     return Classifier(load_encoder(str(tiny_plm)), 2, 0.0, seed=11).eval()
+
+
+@pytest.fixture(autouse=True)
+def anything_will_do(monkeypatch):
+    """An encoder as tiny as the tests' learns little in an epoch, at no rate enough."""
+    monkeypatch.setattr("defences.erase_relearn.MOST_LOST", 1.0)
 
 
 def test_odd_rows_of_words_that_no_clean_text_has_become_ordinary(planted, tiny_config):
@@ -133,6 +140,35 @@ def test_the_task_is_forgotten_first(tiny_config, monkeypatch):
     assert list(record["training"]) == ["relearning_1"] and seen[1] == 0
 
 
+@pytest.mark.parametrize("always", [False, True])
+def test_a_rate_that_breaks_the_encoder_is_halved(tiny_config, monkeypatch, capsys, always):
+    """Where the first relearning loses too much, all begins anew, as if half the rates had been asked for.
+
+    Where it always does, the best rate is gone back to, and what was trained with it isn't trained again.
+    """
+    config = replace(tiny_config, poisoned_model=tiny_config.plm, defence="erase_relearn", inversions=0, relearnings=2)
+    config = replace(config, erase_forgetting_rate=1e-3, relearning_rate=1e-2)
+    make_poisoned_data(config)
+    lower = run_stage(RELEARNING, replace(config, erase_forgetting_rate=5e-4, relearning_rate=5e-3))
+    lost, one_class, fitted = (-1.0 if always else 0.1), torch.tensor([50.0, 0.0]), fitted_bias
+    broken, rates, tune = iter([True, False, True, True] if always else [True]), [], defender.fine_tune
+    monkeypatch.setattr("defences.erase_relearn.MOST_LOST", lost)
+    monkeypatch.setattr("defences.erase_relearn.fitted_bias", lambda *of: one_class if next(broken, False) else fitted(*of))
+    monkeypatch.setattr(defender, "fine_tune", lambda *of, **also: rates.append(also["learning_rate"]) or tune(*of, **also))
+    capsys.readouterr()
+    record = run_stage(RELEARNING, config)
+    again = [2.5e-4, 2.5e-3, 1.25e-4, 1.25e-3, 5e-4, 5e-3] if always else []
+    assert rates == [1e-3, 1e-2, 5e-4, 5e-3, *again, 5e-3]
+    printed = capsys.readouterr().out
+    assert printed.count("again at half the rates") == (3 if always else 1)
+    assert printed.count("were done already") == (2 if always else 0)
+    assert record["product"] == lower["product"] and record["metrics"] == lower["metrics"]
+    last = ["forgetting_halved_1", "relearning_1_halved_1", "relearning_2_halved_1"]
+    assert list(record["training"])[-3:] == last and record["training"].keys() < RELEARNING.phases.keys()
+    assert "were 1/2 of those asked for" in done(record) and "2 times" in done(record)
+    assert "asked for" not in done(lower)
+
+
 def test_the_bias_takes_a_lean_away():
     rng = torch.Generator().manual_seed(0)
     labels = torch.randint(3, (600,), generator=rng)
@@ -160,8 +196,8 @@ def test_the_bias_is_that_of_the_validation_texts(tiny_config, monkeypatch):
     config = replace(tiny_config, poisoned_model=tiny_config.plm, defence="erase_relearn", relearning_epochs=1)
     make_poisoned_data(config)
     record = run_stage(RELEARNING, config)
-    assert len(found) == 1 and record["metrics"]["LFR"] == 1.0
-    assert found[0].tolist() == defender_splits(config)[1]["label"].tolist()
+    assert record["metrics"]["LFR"] == 1.0
+    assert all(each.tolist() == defender_splits(config)[1]["label"].tolist() for each in found)
 
 
 def test_odd_rows_are_repaired_and_named(tiny_config, planted):

@@ -92,7 +92,7 @@ def test_a_checkpoint_that_cannot_be_removed_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(UserError, match=r"can't write in folder .* \(Permission denied\); choose another"):
-        run_once(tmp_path / "a.json", {}, dict, product=None, overwrite=False, checkpoints=(checkpoint,))
+        run_once(tmp_path / "a.json", {}, dict, product=None, overwrite=False, checkpoints=lambda: (checkpoint,))
     assert (tmp_path / "a.json").exists()
 
 
