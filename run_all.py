@@ -41,7 +41,7 @@ def main() -> None:
     # A help text, or a mistake in a flag, needs none of what takes seconds to import.
     from experiments.grid import cells, run_grid
     from experiments.results_table import results_table
-    from report import report_run
+    from reporting.run_page import report_run
     from story import print_table, run_all
 
     quieten_libraries()

@@ -498,7 +498,7 @@ def test_which_flags_make_a_grid(monkeypatch, tmp_path, arguments, single):
     done, threads = [], []
     monkeypatch.setattr("story.run_all", lambda config: done.append(config))
     monkeypatch.setattr("story.print_table", lambda summary, config: None)
-    monkeypatch.setattr("report.report_run", lambda config: "page")
+    monkeypatch.setattr("reporting.run_page.report_run", lambda config: "page")
     monkeypatch.setattr("torch.set_num_threads", threads.append)
     monkeypatch.setattr("sys.argv", ["run_all.py", *arguments])
 

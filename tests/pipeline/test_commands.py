@@ -8,7 +8,8 @@ from attacks import ATTACKS
 from config import parse, parse_config, preset_config
 from defences import DEFENCES
 from pipeline.runs import command
-from report import Report, preset_report, report_command
+from report import Report, preset_report
+from reporting.run_page import report_command
 
 EVIL = [
     "my news; rm -rf ~.csv",

@@ -30,11 +30,12 @@ from encoder.cls_attention import remove_pruned_heads
 from experiments.grid import benign, floor_path, run_grid
 from pipeline.training import measure
 from report import main as report_script
-from report import read_run, report_run, run_figures, run_table, write_events
 from reporting import analysis
 from reporting.analysis import choose_demonstration, cls_attention_by_layer, find_words, other_classes
 from reporting.figures import save_figures
 from reporting.grid_page import report_grid
+from reporting.run_page import report_run, run_figures, run_table, write_events
+from reporting.run_records import read_run
 from reporting.trigger_path import trace
 from reporting.words import verdict
 from texts.batching import tokenise
