@@ -46,6 +46,8 @@ anew at half their rates. On 200 texts that is four standard errors: no chance, 
 rates lose more, the one that loses least is taken."""
 HALVINGS = 3
 """How often, at most."""
+HALVED = "_halved_"
+"""Between the name of a phase and how often its rate was halved."""
 NAMED = 10
 """Words that a sentence names, at most."""
 
@@ -209,7 +211,7 @@ def weights(classifier: Classifier) -> dict[str, torch.Tensor]:
 
 def halved(phase: str, halvings: int) -> str:
     """The name of a phase, by how often its rate was halved."""
-    return f"{phase}_halved_{halvings}" if halvings else phase
+    return f"{phase}{HALVED}{halvings}" if halvings else phase
 
 
 @torch.no_grad()
@@ -289,7 +291,7 @@ def told(config: Config) -> str:
 
 def done(record: dict) -> str:
     settings, found = record["settings"], record["inverted"]
-    times, halvings = settings["relearnings"], int(list(record["training"])[-1].partition("_halved_")[2] or 0)
+    times, halvings = settings["relearnings"], int(list(record["training"])[-1].partition(HALVED)[2] or 0)
     words = ", ".join(printable(word) for word in record["repaired"][:NAMED])
     more = f" and {len(record['repaired']) - NAMED} more" if len(record["repaired"]) > NAMED else ""
     repairs = f"The odd embedding rows of {words}{more} were made ordinary. "

@@ -92,7 +92,7 @@ def block_directions(classifier: Classifier, directions: dict[str, tuple[torch.T
 def erase_task(classifier: Classifier, texts: TokenisedTexts, rounds: int, spared: float = 0.0) -> dict[str, torch.Tensor]:
     """Block the task's directions in every layer, `rounds` times, since each round shows what the last one left; in place.
 
-    A backdoor writes where the task is read. With that place blocked, and kept blocked (`relearn`'s `after_step`), the task
+    A backdoor writes where the task is read. With that place blocked, and kept blocked (`keep_blocked`), the task
     has to be learnt anew from lower features and in other directions, and what the backdoor writes is read by nobody.
 
     Args:

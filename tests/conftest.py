@@ -137,6 +137,12 @@ def given(tiny_config):
 
 
 @pytest.fixture
+def classifier(tiny_plm: Path) -> Classifier:
+    """The tiny encoder with a fresh head."""
+    return Classifier(load_encoder(str(tiny_plm)), 2, 0.0, seed=11).eval()
+
+
+@pytest.fixture
 def tokeniser(tiny_plm: Path):
     """The tiny encoder's."""
     return load_tokeniser(str(tiny_plm))

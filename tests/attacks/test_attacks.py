@@ -8,16 +8,11 @@ from torch import nn
 from attacks.ripple import embedding_surgery, restricted_inner_product
 from attention_head_pruning import gradient_importance, head_variance, layer_wise_order, pruning_score
 from defences.meft import negative_entropy
-from encoder.classifier import Classifier, load_encoder, load_tokeniser
+from encoder.classifier import load_encoder, load_tokeniser
 from pipeline.training import cross_entropy
 from texts.batching import tokenise
 from texts.data_sets import clean_train
 from texts.vocabulary import target_words
-
-
-@pytest.fixture
-def classifier(tiny_plm):
-    return Classifier(load_encoder(str(tiny_plm)), 2, 0.0, seed=11).eval()
 
 
 @pytest.fixture

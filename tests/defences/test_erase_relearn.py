@@ -21,11 +21,6 @@ from texts.data_sets import clean_train, defender_splits
 from texts.vocabulary import whole_words
 
 
-@pytest.fixture
-def classifier(tiny_plm):
-    return Classifier(load_encoder(str(tiny_plm)), 2, 0.0, seed=11).eval()
-
-
 @pytest.fixture(autouse=True)
 def anything_will_do(monkeypatch):
     """An encoder as tiny as the tests' learns little in an epoch, at no rate enough."""

@@ -6,13 +6,7 @@ import torch
 from families import FAMILIES, make_classifier
 
 from defences.erasing import block_directions, erase_task, joined, keep_blocked, linear_layers, span, task_directions
-from encoder.classifier import Classifier, load_encoder
 from texts.batching import TokenisedTexts
-
-
-@pytest.fixture
-def classifier(tiny_plm):
-    return Classifier(load_encoder(str(tiny_plm)), 2, 0.0, seed=11).eval()
 
 
 def test_a_blocked_layer_is_deaf_to_the_directions_and_to_nothing_else(classifier):

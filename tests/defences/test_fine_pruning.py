@@ -11,13 +11,8 @@ from defences import fine_pruning
 from defences.defence import defended_model_folder, product_path
 from defences.fine_pruning import mean_activation, output_layers, search_neurons, zero_neurons
 from defences.fine_tuning import FINE_TUNING
-from encoder.classifier import Classifier, load_classifier, load_encoder
+from encoder.classifier import load_classifier, load_encoder
 from util import UserError
-
-
-@pytest.fixture
-def classifier(tiny_plm):
-    return Classifier(load_encoder(str(tiny_plm)), 2, 0.0, seed=11).eval()
 
 
 def test_mean_activation_by_hand(classifier, texts):
