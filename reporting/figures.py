@@ -351,6 +351,41 @@ def distance_figure(cells: pd.DataFrame, names: list[str]) -> Figure:
 
 
 @in_style
+def field_figure(cells: pd.DataFrame, names: list[str]) -> Figure:
+    """Heat map of LFR - benign floor: a row per defence, a column per attack; what was not measured stays empty.
+
+    Args:
+        cells: as `results_table.aggregate` gives them, with a column `name`.
+        names: in the order of the rows.
+    """
+    import seaborn
+
+    attacks = list(dict.fromkeys(cells["attack"]))
+    # Of several tasks (encoders, data sets) the mean.
+    distances = cells.pivot_table(index="name", columns="attack", values="distance").reindex(index=names, columns=attacks)
+    figure = Figure(figsize=(PAGE, 1.3 + 0.24 * len(names)), layout="constrained")
+    ax = figure.subplots()
+    seaborn.heatmap(
+        distances.to_numpy(dtype=float),
+        ax=ax,
+        cmap="RdBu_r",
+        vmin=-1,
+        vmax=1,
+        annot=True,
+        fmt=".2f",
+        annot_kws={"fontsize": 7},
+        linewidths=0.3,
+        xticklabels=attacks,
+        yticklabels=names,
+        cbar_kws={"label": "LFR - benign floor", "aspect": 30},
+    )
+    ax.set(xlabel="attack", ylabel="defence")
+    ax.tick_params(length=0, labelrotation=0)
+    ax.set_xticklabels(attacks, rotation=30, ha="right", rotation_mode="anchor")
+    return figure
+
+
+@in_style
 def cost_figure(runs: pd.DataFrame, parts: Sequence[str]) -> Figure:
     """Time of each part of a run, and the peak memory of the run, against what grows.
 

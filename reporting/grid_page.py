@@ -22,10 +22,21 @@ from experiments.results_table import (
     shown_cells,
     without_unused,
 )
-from reporting.figures import distance_figure, grid_figure, pareto_figure
+from reporting.figures import distance_figure, field_figure, grid_figure, pareto_figure
 from reporting.page import Figures, keep_figures, write_page
-from reporting.words import MEASURES, also_measured, distance_caption, grid_caption, grid_verdict, pareto_caption
+from reporting.words import (
+    MEASURES,
+    also_measured,
+    distance_caption,
+    field_caption,
+    grid_caption,
+    grid_verdict,
+    pareto_caption,
+)
 from util import UserError
+
+MOST_SIDE_BY_SIDE = 6
+"""Defences whose points can be told apart beside each other; more are a heat map."""
 
 
 def report_grid(paths: list[Path]) -> Path:
@@ -52,7 +63,9 @@ def report_grid(paths: list[Path]) -> Path:
     if cells["n"].any():
         caption = grid_caption(bool(cells["floor_LFR"].notna().any()))
         figures["grid"] = (grid_figure(cells, rows, names), "Label flip rate and accuracy of every cell", caption)
-    if cells["distance"].notna().any():
+    if cells["distance"].notna().any() and len(names) > MOST_SIDE_BY_SIDE:
+        figures["field"] = (field_figure(cells, names), "Distance to the benign floor", field_caption())
+    elif cells["distance"].notna().any():
         known = bool(cells["distance_low"].notna().any())
         figures["distance"] = (distance_figure(cells, names), "Distance to the benign floor", distance_caption(known))
     swept = [name for name in varies if name in SWEPT]

@@ -232,15 +232,23 @@ def grid_caption(has_floor: bool) -> str:
     )
 
 
+DISTANCE = (
+    "Mean over seeds of what a defence leaves of a backdoor: LFR less that of a never-poisoned encoder after the same "
+    "defence on the same texts. 0 is the goal."
+)
+
+
 def distance_caption(has_interval: bool) -> str:
     """Of LFR - benign floor per attack and defence."""
     bars = "There are no intervals: they need three seeds, and the texts that each model flips."
     if has_interval:
         bars = "Bars: 95 % interval over seeds and texts, the same texts for both models."
-    return (
-        f"Mean over seeds of what a defence leaves of a backdoor: LFR less that of a never-poisoned encoder after the same "
-        f"defence on the same texts. 0 is the goal. {bars}"
-    )
+    return f"{DISTANCE} {bars}"
+
+
+def field_caption() -> str:
+    """Of the heat map of LFR - benign floor."""
+    return f"{DISTANCE} Empty: not measured. What a defence costs in accuracy stands in the table."
 
 
 def pareto_caption(swept: list[str]) -> str:

@@ -13,6 +13,7 @@ from experiments.results_table import aggregate
 from reporting.figures import (
     attention_figure,
     distance_figure,
+    field_figure,
     grid_figure,
     layers_figure,
     pareto_figure,
@@ -170,6 +171,20 @@ def test_distance_figure_shows_its_numbers():
     assert [label.get_text() for label in ax.get_xticklabels()] == ["BadNet", "StyleBkd"]
 
 
+def test_field_figure_shows_its_numbers():
+    rows = grid_rows()
+    rows.loc[(rows["attack"] == "StyleBkd") & (rows["defence"] == "PURE"), "LFR"] = np.nan
+    cells = aggregate(rows).assign(name=lambda table: table["defence"])
+    figure = field_figure(cells, ["PURE", "FT"])
+    distance = cells.set_index(["name", "attack"])["distance"]
+    expected = [[distance["PURE", "BadNet"], np.nan], [distance["FT", "BadNet"], distance["FT", "StyleBkd"]]]
+    np.testing.assert_allclose(heat_maps(figure)[0], expected)
+    ax = figure.axes[0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["PURE", "FT"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["BadNet", "StyleBkd"]
+    assert len(ax.texts) == np.isfinite(expected).sum() > 1, "a number in each cell that was measured"
+
+
 def test_figures_are_files_that_numbers_alone_decide(tmp_path):
     for name in ("a", "b"):
         save_figures(tmp_path / name, {"layers": layers_figure([0.1, 0.2], [1, 0])})
@@ -188,6 +203,7 @@ def test_text_is_shown_as_it_is(tmp_path):
         "attention": attention_figure(tokens, [False, True, False, False], attention),
         "grid": grid_figure(cells, grid_rows().replace("BadNet", text).assign(name=f"FT, plm {text}"), [f"FT, plm {text}"]),
         "distance": distance_figure(cells, [f"FT, plm {text}"]),
+        "field": field_figure(cells, [f"FT, plm {text}"]),
         "pareto": pareto_figure(cells),
         "training": training_figure(histories),
     }

@@ -81,6 +81,16 @@ def test_every_defence_has_a_mark_of_its_own():
     assert {*DEFENCES} <= looks.keys() and len({looks[name] for name in DEFENCES}) == len(DEFENCES)
 
 
+def test_a_grid_of_many_defences_has_a_heat_map(tmp_path):
+    """Where the points of seven defences would stand too close to be told apart."""
+    one = grid_rows()[lambda table: table["defence"] == "FT"]
+    for number, drawn in ((6, "distance"), (7, "field")):
+        rows = pd.concat([one.assign(defence=name) for name in list(DEFENCES)[:number]], ignore_index=True)
+        page = report_grid([written_grid(tmp_path / f"{drawn}.csv", rows.assign(floor_LFR=0.1))])
+        names = {path.stem for path in (tmp_path / f"{drawn}_figures").glob("*.png")}
+        assert names == {"grid", drawn} and "LFR less that of a never-poisoned encoder" in page.read_text()
+
+
 def test_cells_of_other_data_are_not_held_against_each_other(tmp_path):
     """The best and the front are of an attack on one data set, and the sentence names it."""
     rows = grid_rows()[lambda table: table["attack"] == "BadNet"].assign(learning_rate=2e-5)
