@@ -19,6 +19,7 @@ from defences.defence import Stage, as_defence, record_path, run_folder, run_sta
 from defences.fine_tuning import FINE_TUNING
 from detection.suspicious_texts import compare_predictions, print_comparison
 from export import export_model
+from pipeline.runs import command
 from pipeline.stage import alone
 from pipeline.training import RATES, flipped, rates
 from pretrained_model_poisoning import poison
@@ -36,6 +37,9 @@ from util import (
     save_json,
     whole_folder,
 )
+
+SIDE_BY_SIDE = ("FT", "PURE", "erase_relearn")
+"""The published defence and this project's own, beside none at all."""
 
 
 def run_all(config: Config) -> dict:
@@ -236,6 +240,9 @@ def print_table(summary: dict, config: Config) -> None:
             print(textwrap.fill(told, 100))
         found = f"; {name}{without} leaves {defended['LFR']:.3f}, and {cost}" if name in models else ""
         print(f"\nFine-tuning alone leaves an LFR of {tuned['LFR']:.3f}{found}.")
+    if name in SIDE_BY_SIDE:
+        beside = command("run_all.py", config, defence=SIDE_BY_SIDE)
+        print(f"\n{', '.join(SIDE_BY_SIDE)} in one table (what is finished isn't run again):\n  {beside}")
     print("\nFiles")
     where = None
     for folder, file, content in sorted(kept_files(summary, config), key=lambda kept: str(kept[0])):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,14 +21,16 @@ from attacks import ATTACKS
 from attacks.planted import poisoned_model_folder
 from attention_head_pruning import prune_heads
 from attention_normalization import normalise_attention
-from config import NOT_SETTINGS, PRESETS, parse_config, preset_config
+from config import NOT_SETTINGS, PRESETS, parse_config, parse_grid, preset_config
 from Data.make_poisoned_data import make_poisoned_data
 from defences import DEFENCES
 from defences.defence import run_folder, stage_folder
 from defences.fine_tuning import FINE_TUNING
 from encoder.classifier import load_classifier, load_encoder, load_tokeniser, resolve_plm
+from experiments.grid import cells
 from pipeline.training import accuracy
 from pretrained_model_poisoning import poison
+from run_all import single_run
 from texts.batching import tokenise
 from texts.data_sets import clean_test
 from util import UserError
@@ -117,6 +120,17 @@ def test_every_attack_end_to_end(tiny_config, attack, capsys):
         elif line.startswith("  "):
             named += [where / name for name in line.split("   ")[0].replace(",", "").split()]
     assert len(named) == 7 and all(path.exists() for path in named)
+
+
+def test_a_run_ends_with_the_command_that_shows_the_defences_side_by_side(tiny_config, capsys):
+    """The command is that of a grid of this very run: same seed, same settings, the defences of the table."""
+    config = replace(tiny_config, seed=13)
+    story.print_table(story.run_all(config), config)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  python run_all.py"))
+    words = shlex.split(line)[2:]
+    grid = parse_grid("", ATTACKS, DEFENCES, words)
+    assert [each.defence for each in cells(grid)] == ["FT", "PURE", "erase_relearn"]
+    assert config in cells(grid) and single_run(grid, cells(grid)) is None
 
 
 def test_poisoned_encoder_is_an_encoder_alone(tiny_config):
