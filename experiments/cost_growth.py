@@ -4,32 +4,26 @@
 
 Texts are the words of the project's reviews, one after another, cut to one length; a tenth of them are searched with.
 Encoders of other depths have MiniLM's shape and random weights. The search prunes all heads that it may, the longest there
-is. Each run has a process of its own. Time is processor time, which other programs hardly disturb.
+is.
 """
 
 import contextlib
-import multiprocessing
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import torch
 import tyro
-from tqdm import tqdm
 
 from attention_head_pruning import accuracy_without, head_variance, search_heads
 from config import preset_config
-from encoder.classifier import Classifier, load_encoder, load_tokeniser, resolve_plm
+from encoder.classifier import Classifier, load_tokeniser, resolve_plm
+from experiments.growth import encoder_of_depth, measure_growth
 from experiments.our_way import our_epochs
-from pipeline.environment import main_memory_peak
-from reporting.figures import cost_figure, save_figures
 from texts.batching import TokenisedTexts, tokenise
 from texts.data_sets import defender_splits
-from util import make_accelerator, quieten_libraries, run_script, write_whole
+from util import make_accelerator, run_script
 
 PARTS = ("fine-tuning", "variances", "search", "second fine-tuning")
 """Of a PURE run; of either fine-tuning one epoch."""
@@ -57,29 +51,15 @@ def texts_of_length(words: np.ndarray, number: int, length: int) -> TokenisedTex
     return TokenisedTexts([[first, *each, last] for each in inner], [0, 1] * (number // 2), pad_token_id=0)
 
 
-def build(layers: int) -> Classifier:
-    """MiniLM, or an encoder of its shape and another depth with random weights, with a classification head."""
-    from transformers import AutoModel
-
-    encoder = load_encoder(resolve_plm("minilm"))
-    if layers != encoder.config.num_hidden_layers:
-        encoder.config.num_hidden_layers = layers
-        torch.manual_seed(0)
-        encoder = AutoModel.from_config(encoder.config)
-    return Classifier(encoder, 2, 0.1, 0)
-
-
-def cost(number: int, length: int, layers: int, threads: int) -> dict:
-    """Seconds of processor time of each of `PARTS`, and the peak memory of the process in MiB."""
-    quieten_libraries()
-    torch.set_num_threads(threads)
+def cost(number: int, length: int, layers: int) -> dict[str, float]:
+    """Seconds of processor time of each of `PARTS`."""
     config = preset_config("quick", device="cpu", max_len=length)
     accelerator = make_accelerator("cpu", "auto")
     reviews = tokenise(defender_splits(config)[0], load_tokeniser(resolve_plm("minilm")), 128)
     words = np.concatenate([ids[1:-1] for ids in reviews.input_ids])
     train = texts_of_length(words, number, length)
     validation = train.select(range(number // 10))
-    classifier = build(layers)
+    classifier = Classifier(encoder_of_depth(layers), 2, 0.1, 0)
     seconds = {}
 
     @contextlib.contextmanager
@@ -97,23 +77,17 @@ def cost(number: int, length: int, layers: int, threads: int) -> dict:
     classifier.attention.pruned = {}
     with timed("second fine-tuning"):
         our_epochs(classifier, train, True, config, "auto", 1)
-    return {**seconds, "MiB": main_memory_peak() / 2**20}
+    return seconds
 
 
 def main() -> None:
     growth = tyro.cli(Growth, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,), use_underscores=True)
+    names = ("texts", "tokens per text", "layers")
     runs = [("texts", number, growth.lengths[0], 6) for number in growth.texts]
     runs += [("tokens per text", growth.texts[0], length, 6) for length in growth.lengths]
     runs += [("layers", growth.texts[0], growth.lengths[0], layers) for layers in growth.layers]
-    rows = []
-    for what, number, length, layers in tqdm(runs, leave=False, disable=None):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found = pool.apply(cost, (number, length, layers, growth.threads))
-        sizes = {"texts": number, "tokens per text": length, "layers": layers}
-        rows.append({"grows": what, **sizes, **{name: round(value, 2) for name, value in found.items()}})
-        write_whole(Path(growth.output), partial(pd.DataFrame(rows).to_csv, index=False))
-        print(rows[-1], flush=True)
-    save_figures(Path(growth.output).parent, {Path(growth.output).stem: cost_figure(pd.DataFrame(rows), PARTS)})
+    sized = [(what, dict(zip(names, sizes, strict=True))) for what, *sizes in runs]
+    measure_growth(sized, cost, PARTS, Path(growth.output), growth.threads)
 
 
 if __name__ == "__main__":
