@@ -26,7 +26,7 @@ from experiments.engine import Task, run_tasks
 from experiments.results_table import FLIPS, results_table, settings_of, settings_text
 from pipeline.runs import stage_settings
 from pipeline.stage import run_once
-from pipeline.training import RATES, measure
+from pipeline.training import RATES, false_positive_rate, measure
 from util import (
     UserError,
     fingerprint_folder,
@@ -284,6 +284,8 @@ def row_of(
         row["method"] = records[-1]["settings"]["method"]
         metrics = {"LFR": float("nan"), **records[-1]["metrics"]}
         row |= {name: metrics[name] for name in RATES if name in metrics}
+        if pd.notna(metrics["LFR"]):
+            row["FPR"] = false_positive_rate(metrics, config.target_class)
         poisoned = next((outcomes[step.record] for step in own if step.function == POISONING), None)
         if poisoned:
             row |= {f"poisoned_{name}": poisoned["metrics"].get(name, float("nan")) for name in ("ACC", "LFR")}

@@ -39,7 +39,7 @@ MAY_VARY = [
 
 FLOORS = ["floor_LFR", "floor_LFR_worst", "floor_FTR"]
 """What is measured of a never-poisoned encoder after the cell's defence, beside its ACC."""
-AVERAGED = ["ACC", "LFR", "LFR_worst", "FTR", "poisoned_LFR", *FLOORS, "heads_pruned", "seconds"]
+AVERAGED = ["ACC", "LFR", "LFR_worst", "FTR", "FPR", "poisoned_LFR", *FLOORS, "heads_pruned", "seconds"]
 """What the table has means of."""
 NUMBERS = [*AVERAGED, "floor_ACC"]
 """What is measured in a cell."""
@@ -241,6 +241,8 @@ def shown_cells(result: pd.DataFrame) -> pd.DataFrame:
             shown[title] = [with_spread(row, name) for _, row in result.iterrows()]
     if result["distance_low"].notna().any():
         shown["95 % interval"] = [interval(row["distance_low"], row["distance_high"]) for _, row in result.iterrows()]
+    if result["FPR"].notna().any():
+        shown["FPR"] = [with_spread(row, "FPR") for _, row in result.iterrows()]
     for name, title in {"LFR_worst": "LFR worst", "FTR": "FTR"}.items():
         for column, of in ((name, title), (f"floor_{name}", f"floor of {title}")):
             if result[column].notna().any():

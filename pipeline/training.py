@@ -309,14 +309,30 @@ def described(confusion: np.ndarray, target_class: int | None) -> dict:
     return {"accuracy": float(confusion.trace() / confusion.sum()), **rate, "confusion_matrix": confusion.tolist()}
 
 
+def trigger_groups(metrics: dict, target_class: int) -> list[dict]:
+    """What `metrics_of` says of each trigger, or of all that share the target class; with the class they stand for."""
+    if "triggers" in metrics:
+        return list(metrics["triggers"].values())
+    return [{"target_class": target_class, **metrics["poisoned"]}]
+
+
 def flipped(metrics: dict, target_class: int) -> tuple[int, int]:
     """Texts of other classes than their trigger's that are taken for that one, and all of them; of all triggers together."""
-    groups = metrics.get("triggers") or {"": {"target_class": target_class, **metrics["poisoned"]}}
     count, total = 0, 0
-    for group in groups.values():
+    for group in trigger_groups(metrics, target_class):
         others = np.delete(np.array(group["confusion_matrix"]), group["target_class"], axis=0)
         count, total = count + int(others[:, group["target_class"]].sum()), total + int(others.sum())
     return count, total
+
+
+def false_positive_rate(metrics: dict, target_class: int) -> float:
+    """FPR: the share of clean texts of other classes that are taken for the trigger's class; the mean over triggers.
+
+    What LFR is where a trigger does nothing.
+    """
+    clean = np.array(metrics["clean"]["confusion_matrix"])
+    classes = [group["target_class"] for group in trigger_groups(metrics, target_class)]
+    return float(np.mean([label_flip_rate(clean, each) for each in classes]))
 
 
 RATES = ("ACC", "LFR", "LFR_worst", "FTR")

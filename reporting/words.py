@@ -24,6 +24,8 @@ MEASURES = ACCURACY + FLIP_RATE + FINE_TUNING
 ALSO = {
     "LFR_worst": "The attack has several triggers and no target class: each stands for the class that a model predicts most "
     "often on validation texts with it. LFR is the mean over the triggers, LFR worst the largest.",
+    "FPR": "FPR, false positive rate: share of clean test texts of the other classes that are taken for the attacker's "
+    "target class; what LFR is where a trigger does nothing.",
     "FTR": "FTR, false triggered rate: the same share as LFR, of texts with a part of the trigger, which is no trigger.",
 }
 """What is measured for some attacks, in words."""

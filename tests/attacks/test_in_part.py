@@ -8,7 +8,7 @@ import pytest
 from attacks import ATTACKS, sos
 from attacks.planted import IN_PART, measured_tables, read_poisoned
 from Data.make_poisoned_data import make_poisoned_data
-from pipeline.training import metrics_of
+from pipeline.training import false_positive_rate, metrics_of
 from pretrained_model_poisoning import poison
 from texts.data_sets import clean_test, clean_train
 from util import UserError
@@ -78,6 +78,7 @@ def test_false_triggered_rate_by_hand():
     metrics = metrics_of(confusions, target_class=1)
     assert (metrics["ACC"], metrics["LFR"], metrics["FTR"]) == (0.85, 0.9, 0.3)
     assert metrics["in_part"]["confusion_matrix"] == [[7, 3], [0, 0]] and "LFR_worst" not in metrics
+    assert false_positive_rate(metrics, 1) == 0.1 and false_positive_rate(metrics, 0) == 0.2
     del confusions["poisoned_in_part"]
     assert "FTR" not in metrics_of(confusions, target_class=1)
 

@@ -113,6 +113,8 @@ def test_what_only_some_attacks_have_has_columns_where_it_was_measured():
     assert lines[0] == "| attack | defence | ACC | LFR | benign floor | LFR - floor | FTR | heads pruned | seconds | seeds |"
     assert lines[2].endswith("| 0.800 ± 0.141 | 0.200 ± 0.141 | - | - | 2 |")
     assert lines[3].endswith("| 0.100 ± 0.000 | - | - | - | 2 |")
+    lines = results_table(made_up().assign(FPR=[0.1, 0.3, 0.1, 0.1, 0.1])).splitlines()
+    assert "| LFR - floor | FPR | heads pruned |" in lines[0] and "| 0.200 ± 0.141 | -" in lines[2]
     worst = made_up().assign(LFR_worst=0.9, floor_LFR_worst=0.2, floor_ACC=[0.9, 0.9, 0.9, 0.1, 0.9], seconds=range(1, 6))
     lines = results_table(worst).splitlines()
     assert "| LFR - floor | LFR worst | floor of LFR worst | heads pruned | seconds | seeds |" in lines[0]
