@@ -1,7 +1,7 @@
 """What scans of many encoders found, as one table; where an encoder's triggers are known, how far up the scan has them.
 
-    python scan.py poisoned_model/RUN --words cf bb ak mn        # one by one, with the triggers that were planted
-    python -m experiments.scans_table results/scan_*/scan.json > docs/scans.md
+python scan.py poisoned_model/RUN --words cf bb ak mn        # one by one, with the triggers that were planted
+python -m experiments.scans_table results/scan_*/scan.json > docs/scans.md
 """
 
 import sys
