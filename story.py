@@ -241,7 +241,8 @@ def print_table(summary: dict, config: Config) -> None:
         found = f"; {name}{without} leaves {defended['LFR']:.3f}, and {cost}" if name in models else ""
         print(f"\nFine-tuning alone leaves an LFR of {tuned['LFR']:.3f}{found}.")
     if name in SIDE_BY_SIDE:
-        beside = command("run_all.py", config, defence=SIDE_BY_SIDE)
+        # Suspicious texts are for one run.
+        beside = command("run_all.py", replace(config, suspicious_texts=None), defence=SIDE_BY_SIDE)
         print(f"\n{', '.join(SIDE_BY_SIDE)} in one table (what is finished isn't run again):\n  {beside}")
     print("\nFiles")
     where = None

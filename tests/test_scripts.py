@@ -125,7 +125,7 @@ def test_every_attack_end_to_end(tiny_config, attack, capsys):
 def test_a_run_ends_with_the_command_that_shows_the_defences_side_by_side(tiny_config, capsys):
     """The command is that of a grid of this very run: same seed, same settings, the defences of the table."""
     config = replace(tiny_config, seed=13)
-    story.print_table(story.run_all(config), config)
+    story.print_table(story.run_all(config), replace(config, suspicious_texts="odd.txt"))
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  python run_all.py"))
     words = shlex.split(line)[2:]
     grid = parse_grid("", ATTACKS, DEFENCES, words)
