@@ -410,9 +410,12 @@ def cost_figure(runs: pd.DataFrame, parts: Sequence[str]) -> Figure:
     axes[0][0].set_ylabel("processor time in s")
     axes[1][0].set_ylabel("peak memory in MiB")
     # A log axis labels powers in TeX, which is not read here.
-    powers = [10**power for power in range(-3, 7)]
+    slowest, fastest = runs[list(parts)].to_numpy().max(), runs[list(parts)].to_numpy().min()
+    # Within two decades powers of ten alone would be one or two.
+    steps = (1,) if slowest > 100 * fastest else (1, 2, 5)
+    seconds = [step * 10**power for power in range(-3, 7) for step in steps]
     for ax, values, candidates in (
-        (axes[0][0], runs[list(parts)], powers),
+        (axes[0][0], runs[list(parts)], seconds),
         (axes[1][0], runs["MiB"], (500, 1000, 2000, 4000, 8000, 16000)),
     ):
         low, high = np.min(values.to_numpy()) / 2, np.max(values.to_numpy()) * 2

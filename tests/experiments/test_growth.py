@@ -68,3 +68,5 @@ def test_every_part_and_the_memory_are_drawn():
     assert axes[2].lines[0].get_xydata().tolist() == [[100, 1000], [1000, 1900]]
     labels = {label.get_text() for ax in axes for label in ax.get_yticklabels()}
     assert {"10", "100", "1,000", "2,000"} <= labels and not any("$" in label for label in labels)
+    near = cost_figure(pd.DataFrame(rows).assign(**{part: [60, 120, 60, 250] for part in PARTS}), PARTS)
+    assert [label.get_text() for label in near.axes[0].get_yticklabels()] == ["50", "100", "200", "500"]
