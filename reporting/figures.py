@@ -361,8 +361,7 @@ def field_figure(cells: pd.DataFrame, names: list[str]) -> Figure:
     import seaborn
 
     attacks = list(dict.fromkeys(cells["attack"]))
-    # Of several tasks (encoders, data sets) the mean.
-    distances = cells.pivot_table(index="name", columns="attack", values="distance").reindex(index=names, columns=attacks)
+    distances = cells.pivot(index="name", columns="attack", values="distance").reindex(index=names, columns=attacks)
     figure = Figure(figsize=(PAGE, 1.3 + 0.24 * len(names)), layout="constrained")
     ax = figure.subplots()
     seaborn.heatmap(
@@ -410,15 +409,14 @@ def cost_figure(runs: pd.DataFrame, parts: Sequence[str]) -> Figure:
     axes[0][0].set_ylabel("processor time in s")
     axes[1][0].set_ylabel("peak memory in MiB")
     # A log axis labels powers in TeX, which is not read here.
-    slowest, fastest = runs[list(parts)].to_numpy().max(), runs[list(parts)].to_numpy().min()
-    # Within two decades powers of ten alone would be one or two.
-    steps = (1,) if slowest > 100 * fastest else (1, 2, 5)
-    seconds = [step * 10**power for power in range(-3, 7) for step in steps]
+    powers = [10**power for power in range(-3, 7)]
     for ax, values, candidates in (
-        (axes[0][0], runs[list(parts)], seconds),
+        (axes[0][0], runs[list(parts)], powers),
         (axes[1][0], runs["MiB"], (500, 1000, 2000, 4000, 8000, 16000)),
     ):
         low, high = np.min(values.to_numpy()) / 2, np.max(values.to_numpy()) * 2
+        if candidates is powers and high < 400 * low:  # Powers of ten alone would be one or two.
+            candidates = [step * power for power in powers for step in (1, 2, 5)]
         ticks = [tick for tick in candidates if low <= tick <= high]
         ax.set_yticks(ticks, [f"{tick:,}" for tick in ticks], minor=False)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(parts))

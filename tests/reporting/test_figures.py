@@ -203,7 +203,7 @@ def test_text_is_shown_as_it_is(tmp_path):
         "attention": attention_figure(tokens, [False, True, False, False], attention),
         "grid": grid_figure(cells, grid_rows().replace("BadNet", text).assign(name=f"FT, plm {text}"), [f"FT, plm {text}"]),
         "distance": distance_figure(cells, [f"FT, plm {text}"]),
-        "field": field_figure(cells, [f"FT, plm {text}"]),
+        "field": field_figure(cells.drop_duplicates("attack"), [f"FT, plm {text}"]),
         "pareto": pareto_figure(cells),
         "training": training_figure(histories),
     }
