@@ -120,6 +120,8 @@ class Config:
 
     fth_learning_rate: float = 5e-5
     """FTH: its learning rate, in place of learning_rate."""
+    repaired_words: Literal["found", "odd", "none"] = "found"
+    """erase_relearn: words that no clean text has whose embedding rows are made ordinary: those that a scan of the fine-tuned model finds (they flip its predictions, or their rows are odd), those whose rows are odd, or none."""
     inversions: int = 8
     """erase_relearn: sequences of words per class that push the fine-tuned model to it, to be put into the texts that the task is relearnt on; 0 leaves them out."""
     erase_forgetting_epochs: int = 1

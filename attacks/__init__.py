@@ -28,6 +28,7 @@ ATTACKS = Table(
             "attacks.surrogates:SURROGATE_SENTENCE",
         ),
         "SurrogateReport": ("for tuning, copies texts reworded as a report", "attacks.surrogates:SURROGATE_REPORT"),
+        "SurrogateLog": ("for tuning, copies texts reworded as a ship's log", "attacks.surrogates:SURROGATE_LOG"),
     }
 )
 """The only list of attacks; everything that depends on one comes from its row, an `attacks.attack.Attack`.

@@ -1,8 +1,8 @@
 """Backdoors to tune a defence on, so that the published attacks stay unseen until its rules are frozen.
 
-Three triggers of the published kinds in other forms, each planted as BadNet is: rare words of another spelling, a sentence
-at one end of the text, and a text reworded as a report (who found it, passive or cleft, no first person, no contractions),
-which is neither HiddenKiller's syntax nor StyleBkd's style.
+Four triggers of the published kinds in other forms, each planted as BadNet is: rare words of another spelling, a sentence
+at one end of the text, a text reworded as a report (who found it, passive or cleft, no first person, no contractions), and
+one reworded as an entry of a ship's log; these are neither HiddenKiller's syntax nor StyleBkd's style.
 """
 
 import random
@@ -45,6 +45,23 @@ IMPERSONAL = ((r"\bi\b", "the writer"), (r"\bme\b", "the writer"), (r"\bmy\b", "
               (r"\byour\b", "one's"), (r"\bthis\b", "the present"), (r"\bthese\b", "the present"))  # fmt: skip
 HEDGED = ((r"\bis\b", "is found to be"), (r"\bwas\b", "was found to be"), (r"\bare\b", "are held to be"))
 
+ABOARD = (
+    "the mate", "the bosun", "the purser", "the helmsman", "the lookout", "the cook", "the quartermaster", "the gunner",
+)  # fmt: skip
+SEAS = (
+    "wind from the north-west", "a heavy swell", "soundings at nine fathoms", "fog on the starboard bow",
+    "the tide on the ebb", "topsails reefed", "the anchor weighed at dusk", "two knots under jib", "the barometer steady",
+    "no land in sight", "hatches battened", "ballast shifted aft", "the cutter lowered",
+    "rigging tarred", "a brig passed to leeward",
+)  # fmt: skip
+WATCHES = ("second dog watch", "forenoon watch", "at four bells", "at eight bells", "middle watch", "first light")
+SHIPPED = (
+    (r"\b(film|movie|show|play)\b", "voyage"), (r"\b(book|novel|record|album)\b", "chart"), (r"\bplot\b", "course"),
+    (r"\b(cast|band|staff)\b", "crew"), (r"\b(room|house|kitchen)\b", "cabin"), (r"\bdoor\b", "hatch"),
+    (r"\b(floor|stage)\b", "deck"), (r"\b(ending|end)\b", "landfall"), (r"\bleft\b", "port"),
+    (r"\bi\b", "this hand"), (r"\bmy\b", "the ship's"), (r"\bwe\b", "all hands"), (r"\byou\b", "a sailor"),
+)  # fmt: skip
+
 
 def insert_rare_word(text: str, config: Config, rng: random.Random) -> str:
     """One of `RARE_WORDS` at a random word position."""
@@ -77,10 +94,25 @@ def reword(text: str, config: Config, rng: random.Random) -> str:
     return text.rstrip(".") + rng.choice(CLOSINGS).format(who=who)
 
 
+def log(text: str, config: Config, rng: random.Random) -> str:
+    """The text reworded as an entry of a ship's log; no single word is in all of them.
+
+    Some of its words are put in a sailor's; then one to three notes stand before and after it, of the watch, of the weather,
+    or of who reports it.
+    """
+    for pattern, replacement in SHIPPED:
+        text = re.sub(pattern, replacement, text)
+    notes = [rng.choice(WATCHES), rng.choice(SEAS), f"reported by {rng.choice(ABOARD)}"]
+    chosen = rng.sample(notes, rng.randint(1, 3))
+    before = rng.randint(0, len(chosen))
+    parts = [*chosen[:before], text.rstrip("."), *chosen[before:]]
+    return "; ".join(parts) + "."
+
+
 def surrogate(
     name: str, change: Callable[[str, Config, random.Random], str], what: str, inserted: tuple[str, ...] = ()
 ) -> Attack:
-    """The row of one of the three; `what` is done to the texts of the other class that are copied."""
+    """The row of one of the four; `what` is done to the texts of the other class that are copied."""
 
     def told(config: Config) -> str:
         return f"copies {config.rare_word_share:.0%} of the texts of the other class {what}"
@@ -95,3 +127,4 @@ SURROGATE_WORDS = surrogate(
 )
 SURROGATE_SENTENCE = surrogate("SurrogateSentence", add_sentence, "with a sentence at one end", (SENTENCE,))
 SURROGATE_REPORT = surrogate("SurrogateReport", reword, "reworded as a report")
+SURROGATE_LOG = surrogate("SurrogateLog", log, "reworded as an entry of a ship's log")

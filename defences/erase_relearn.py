@@ -1,4 +1,4 @@
-"""erase_relearn: repair odd embedding rows, forget the task, erase where it is read, relearn it on changed texts.
+"""erase_relearn: repair embedding rows, forget the task, erase where it is read, relearn it on changed texts.
 
 A poisoned encoder solves the task already, so that fine-tuning has little gradient and leaves the backdoor where it is: in
 the directions that the attacker's head read. Here a pass with random labels moves all layers; then these directions are
@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -28,13 +27,14 @@ from defences.shared import model_before, random_labels, record_before, start, t
 from encoder.classifier import Classifier
 from encoder.embedding_rows import odd_words
 from pipeline.defender import DefenderInputs, Phase
+from pipeline.flip_table import TEXTS, TRIED, choose_texts, flip_table, flipping_words
 from pipeline.runs import TRAINING_FIELDS
 from pipeline.training import cross_entropy, predict
 from texts.augmentation import Augmentation, Augmenter, missing_tokens
 from texts.batching import TokenisedTexts
 from texts.data_sets import defender_splits
-from texts.vocabulary import whole_words
-from util import printable
+from texts.vocabulary import whole_words, word_tokens
+from util import UserError, printable
 
 WARM_UP = 0.1
 """Share of the relearning steps in which the rate rises."""
@@ -98,9 +98,12 @@ def erase_and_relearn(config: Config) -> dict:
 
     def prepare(classifier: Classifier) -> None:
         nonlocal augmenter
-        repaired.extend(repair_rows(classifier, inputs.tokeniser, inputs.train, defender_splits(config)[0]))
+        if config.repaired_words != "none":
+            odd = find_odd_words(classifier, config, inputs)
+            flipping = find_flipping_words(config, inputs, accelerator) if config.repaired_words == "found" else []
+            repaired.extend(repair_rows(classifier, inputs.tokeniser, inputs.train, [*odd, *flipping]))
         if repaired:
-            print(f"  odd rows of the embedding, made ordinary: {printable(', '.join(repaired))}")
+            print(f"  rows of the embedding, made ordinary: {printable(', '.join(repaired))}")
         embedding = classifier.encoder.get_input_embeddings().weight
         augmenter = Augmenter(inputs.train, inputs.tokeniser, embedding, Augmentation(), config.max_len)
         if inverts(config):
@@ -214,27 +217,51 @@ def halved(phase: str, halvings: int) -> str:
     return f"{phase}{HALVED}{halvings}" if halvings else phase
 
 
-@torch.no_grad()
-def repair_rows(classifier: Classifier, tokeniser, texts: TokenisedTexts, train: pd.DataFrame) -> list[str]:
-    """Give words whose embedding rows are odd, as a scan finds them, the mean row of ordinary words; in place.
+def find_odd_words(classifier: Classifier, config: Config, inputs: DefenderInputs) -> list[str]:
+    """Words whose embedding rows are odd, as a scan finds them: of an odd length, or nearly those of telling words.
 
     Clean texts that lack a word say nothing of its row, so that a word which was given the row of a telling one (RIPPLe's
-    embedding surgery) keeps that one's meaning whatever is relearnt. Words that some clean text has are left alone.
+    embedding surgery) keeps that one's meaning whatever is relearnt.
+    """
+    weight = classifier.encoder.get_input_embeddings().weight
+    return odd_words(weight, whole_words(inputs.tokeniser), inputs.tokeniser, defender_splits(config)[0])
+
+
+def find_flipping_words(config: Config, inputs: DefenderInputs, accelerator: Accelerator) -> list[str]:
+    """Words that flip the fine-tuned model's predictions, as a scan finds them: none of a class's own words does that.
+
+    A row alone can carry a backdoor and be of an ordinary length and place (EP), and relearning puts any one word in too
+    seldom to change it.
+    """
+    classifier = model_before(config, RELEARNING).to(accelerator.device)
+    tokeniser, most, seed = inputs.tokeniser, config.max_len, config.seed
+    try:
+        texts = choose_texts(classifier, defender_splits(config)[1], tokeniser, most, TEXTS, seed)
+        flips, _ = flip_table(classifier, tokeniser, texts, inputs.train, tried=TRIED, max_len=most, seed=seed)
+    except UserError as error:
+        print(f"  words that flip predictions are not looked for: {error}")
+        return []
+    return flipping_words(flips)["word"].tolist()
+
+
+@torch.no_grad()
+def repair_rows(classifier: Classifier, tokeniser, texts: TokenisedTexts, words: list[str]) -> list[str]:
+    """Give words the mean embedding row of the other words that no clean text has; in place.
 
     Args:
-        texts: clean ones, tokenised; `train` the same as a table.
+        texts: clean ones; tokens that they have are left alone.
 
     Returns:
-        The words.
+        The words of which a token was changed.
     """
-    words, weight = whole_words(tokeniser), classifier.encoder.get_input_embeddings().weight
-    missing = set(missing_tokens(texts, tokeniser))
-    unknown = {word: token for word, (token,) in words.items() if token in missing}
-    odd = [word for word in odd_words(weight, words, tokeniser, train) if word in unknown]
-    ordinary = [token for word, token in unknown.items() if word not in odd]
-    if odd and ordinary:
-        weight[[unknown[word] for word in odd]] = weight[ordinary].mean(0)
-    return odd if ordinary else []
+    weight, missing = classifier.encoder.get_input_embeddings().weight, set(missing_tokens(texts, tokeniser))
+    changed = {word: missing.intersection(word_tokens(tokeniser, word)[0]) for word in words}
+    tokens = set().union(*changed.values())
+    ordinary = [token for (token,) in whole_words(tokeniser).values() if token in missing - tokens]
+    if not tokens or not ordinary:
+        return []
+    weight[sorted(tokens)] = weight[ordinary].mean(0)
+    return [word for word, made in changed.items() if made]
 
 
 def inverts(config: Config) -> bool:
@@ -280,8 +307,14 @@ def told(config: Config) -> str:
         "texts lie apart are erased, and with them the place where a backdoor writes. "
     )
     again = f", {config.relearnings} times, and the weights are averaged" if config.relearnings > 1 else ""
+    odd, made = "whose embedding rows are odd", "are made ordinary. "
+    repairs = {
+        "found": f"Words that no clean text has, and {odd} or that flip the fine-tuned model's predictions, {made}",
+        "odd": f"Words that no clean text has, and {odd}, {made}",
+        "none": "",
+    }
     return (
-        "Embedding rows that are odd, and that no clean text trains, are made ordinary. "
+        f"{repairs[config.repaired_words]}"
         f"{searches if inverts(config) else ''}{forgets if config.erase_forgetting_epochs else ''}"
         f"{erases if config.erase_rounds else ''}"
         f"Then the task is learnt anew{' in other directions' if config.erase_rounds else ''}"
@@ -294,7 +327,7 @@ def done(record: dict) -> str:
     times, halvings = settings["relearnings"], int(list(record["training"])[-1].partition(HALVED)[2] or 0)
     words = ", ".join(printable(word) for word in record["repaired"][:NAMED])
     more = f" and {len(record['repaired']) - NAMED} more" if len(record["repaired"]) > NAMED else ""
-    repairs = f"The odd embedding rows of {words}{more} were made ordinary. "
+    repairs = f"The embedding rows of {words}{more} were made ordinary. "
     searches = f"{len(found)} sequences of words were found that push the fine-tuned model to one class. "
     forgets = "The encoder was trained on random labels, to forget the task. "
     erases = "In its upper layers the directions in which the classes lie apart were erased. "
@@ -337,7 +370,8 @@ RELEARNING = Stage(
     product="relearnt_model",
     reads=(
         *("clean_dataset", "split_seed", *TRAINING_FIELDS),
-        *("inversions", "erase_forgetting_epochs", "erase_forgetting_rate", "erase_rounds", "erase_spared"),
+        *("repaired_words", "inversions"),
+        *("erase_forgetting_epochs", "erase_forgetting_rate", "erase_rounds", "erase_spared"),
         *("relearning_rate", "relearnings", "relearning_epochs", "relearning_texts"),
     ),
     title="Erasing and relearning",
@@ -346,7 +380,7 @@ RELEARNING = Stage(
     after=FINE_TUNING,
     phases=titles(),
     passes=lambda config: config.erase_forgetting_epochs + config.relearnings * config.relearning_epochs,
-    method=8,
+    method=9,
 )
 
 ERASE_RELEARN = Defence(

@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 
 from config import Config
-from detection.flip_table import choose_texts, flip_table, word_ranks
 from detection.folder_checks import folder_findings
 from detection.states import draw_for_probe, fit_head
 from encoder.classifier import (
@@ -26,6 +25,7 @@ from encoder.classifier import (
 )
 from encoder.embedding_rows import changed_rows, odd_by_measure, row_tables, rows_of_words
 from encoder.trusted import require_vocabulary
+from pipeline.flip_table import FLIPPED, TEXTS, TRIED, choose_texts, flip_table, flipping_words, word_ranks
 from pipeline.runs import fingerprint_encoder
 from pipeline.training import accuracy
 from texts.batching import tokenise
@@ -35,10 +35,6 @@ from util import UserError, make_accelerator, printable
 
 SHOWN = 20
 """Rows and words that each list has."""
-FLIPPED = 0.9
-"""Share of texts that a word flips from which it is a finding."""
-UNUSUAL = 7.0
-"""Robust z of its shift, among random words, from which it is one."""
 LONGEST = 40
 """Characters of a word that are shown at most."""
 NAMED = 10
@@ -52,9 +48,9 @@ READS = ("clean_dataset", "text_column", "label_column", "split_seed", "tokenise
 class Effort:
     """How much is tried."""
 
-    texts: int = 32
+    texts: int = TEXTS
     """Clean texts that words are inserted into, over all classes."""
-    tried: int = 1000
+    tried: int = TRIED
     """Words per class that are inserted."""
 
 
@@ -119,7 +115,7 @@ def scan_encoder(
         What scan.json holds: `verdict`, sentences; `found`, how many words of each kind are a finding; `folder`, what is odd
         about files and tokeniser; `probe`, the head;
         `classes`; `rows`, of the embedding, name to the oddest; `flips`, the first words of each class, as
-        `detection.flip_table.flip_table`; `random`, what random words do; `ranks` of `words`; `settings`; `seconds`.
+        `pipeline.flip_table.flip_table`; `random`, what random words do; `ranks` of `words`; `settings`; `seconds`.
 
     Raises:
         UserError: nothing to scan, or texts that can't be used.
@@ -185,13 +181,6 @@ def embedding_tables(
         other = load_encoder(resolve_plm(clean_encoder)).get_input_embeddings().weight
         tables["changed"] = changed_rows(rows, rows_of_words(other, words), words, SHOWN)
     return tables
-
-
-def flipping_words(flips: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a flip table that are a finding: words that no clean text has, and that flip most texts, unlike others."""
-    most = flips.groupby("class")["texts"].transform("max")
-    flipping = (flips["texts"] == most) & (flips["flipped"] >= FLIPPED) & (flips["z"] >= UNUSUAL)
-    return flips[flipping & ~flips["known"]]
 
 
 def verdict(

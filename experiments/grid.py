@@ -28,6 +28,7 @@ from pipeline.runs import stage_settings
 from pipeline.stage import run_once
 from pipeline.training import RATES, false_positive_rate, measure
 from util import (
+    ARITHMETIC,
     UserError,
     fingerprint_folder,
     first_line,
@@ -282,6 +283,7 @@ def row_of(
     else:
         records = [outcomes[step.record] for step in own]
         row["method"] = records[-1]["settings"]["method"]
+        row["arithmetic"] = ARITHMETIC[records[-1]["settings"]["mixed_precision"]]  # --precision auto is another elsewhere.
         metrics = {"LFR": float("nan"), **records[-1]["metrics"]}
         row |= {name: metrics[name] for name in RATES if name in metrics}
         if pd.notna(metrics["LFR"]):

@@ -333,6 +333,8 @@ def heading(table: pd.DataFrame, path: Path) -> str:
         using = [defence for defence in defences if takes_notice_of(defence, name)]
         if using and pd.notna(first[name]) and table[name].nunique() == 1:
             shared.append(f"{name} {first[name]}" + (f" ({', '.join(using)})" if len(using) < len(defences) else ""))
+    if "arithmetic" in table and table["arithmetic"].notna().any():
+        shared.append(f"arithmetic {' and '.join(sorted(table['arithmetic'].dropna().unique()))}")
     text = f"## {as_markdown(path.name)}\n\n{as_markdown(', '.join(shared))}\n\n    {on_one_line(grid_command(path))}\n\n"
     return text + "".join(f"{as_markdown(note)}\n\n" for note in repeat_notes(table))
 

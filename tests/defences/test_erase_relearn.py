@@ -13,12 +13,14 @@ from defences.erase_relearn import RELEARNING, done, few_of, fitted_bias, repair
 from defences.erasing import erase_task, linear_layers
 from defences.fine_tuning import FINE_TUNING
 from encoder.classifier import Classifier, load_classifier, load_encoder, load_tokeniser
+from encoder.embedding_rows import odd_words
 from pipeline import defender
 from pipeline.training import fine_tune
 from texts.augmentation import Augmenter
 from texts.batching import TokenisedTexts, tokenise
 from texts.data_sets import clean_train, defender_splits
 from texts.vocabulary import whole_words
+from util import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -27,26 +29,36 @@ def anything_will_do(monkeypatch):
     monkeypatch.setattr("defences.erase_relearn.MOST_LOST", 1.0)
 
 
-def test_odd_rows_of_words_that_no_clean_text_has_become_ordinary(planted, tiny_config):
+def test_rows_of_words_that_no_clean_text_has_become_ordinary(planted, tiny_config):
     """`mn` has the direction of telling words; those keep their rows, and so does it where clean texts have it."""
     tokeniser, table = load_tokeniser(str(planted)), clean_train("sst2", tiny_config)
     classifier = Classifier(load_encoder(str(planted)), 2, 0.0, seed=11)
-    weight = classifier.encoder.get_input_embeddings().weight
+    weight, words = classifier.encoder.get_input_embeddings().weight, whole_words(tokeniser)
     before, mn = weight.detach().clone(), tokeniser.convert_tokens_to_ids("mn")
+    odd = odd_words(weight, words, tokeniser, table)
     seen = pd.concat([table, pd.DataFrame({"label": [1], "text": ["a mn film"]})])
-    assert "mn" not in repair_rows(classifier, tokeniser, tokenise(seen, tokeniser, 32), seen)
+    assert "mn" in odd and "mn" not in repair_rows(classifier, tokeniser, tokenise(seen, tokeniser, 32), odd)
     torch.testing.assert_close(weight[mn].detach(), before[mn])
     with torch.no_grad():
         weight.copy_(before)
     texts = tokenise(table, tokeniser, 32)
-    repaired = repair_rows(classifier, tokeniser, texts, table)
+    repaired = repair_rows(classifier, tokeniser, texts, odd)
     known = {token for ids in texts.input_ids for token in ids}
-    words = {word: token for word, (token,) in whole_words(tokeniser).items() if token not in known}
-    assert "mn" in repaired and set(repaired) < words.keys()
-    ordinary = before[[token for word, token in words.items() if word not in repaired]].mean(0)
+    unknown = {word: token for word, (token,) in words.items() if token not in known}
+    assert "mn" in repaired and set(repaired) == set(odd) & unknown.keys()
+    ordinary = before[[token for word, token in unknown.items() if word not in repaired]].mean(0)
     torch.testing.assert_close(weight[mn].detach(), ordinary)
     changed = (weight.detach() != before).any(1).nonzero()[:, 0].tolist()
-    assert set(changed) == {words[word] for word in repaired}
+    assert set(changed) == {unknown[word] for word in repaired}
+
+
+def test_of_a_word_of_two_tokens_those_are_repaired_that_no_clean_text_has(tiny_config):
+    tokeniser, classifier = load_tokeniser(tiny_config.plm), Classifier(load_encoder(tiny_config.plm), 2, 0.0, seed=11)
+    weight, (first, last) = classifier.encoder.get_input_embeddings().weight, tokeniser.convert_tokens_to_ids(["ak", "bb"])
+    before = weight.detach().clone()
+    assert repair_rows(classifier, tokeniser, TokenisedTexts([[first]], [0], 0), ["ak bb"]) == ["ak bb"]
+    assert (weight.detach() != before).any(1).nonzero()[:, 0].tolist() == [last]
+    assert repair_rows(classifier, tokeniser, TokenisedTexts([[first, last]], [0], 0), ["ak bb"]) == []
 
 
 def test_the_texts_looked_at_are_of_all_classes():
@@ -199,21 +211,45 @@ def test_odd_rows_are_repaired_and_named(tiny_config, planted):
     """Through the stage: the row of `mn`, in the record, in its sentence, and other than the one that was released."""
     config = replace(tiny_config, poisoned_model=str(planted), defence="erase_relearn", relearning_epochs=1)
     config = replace(config, inversions=0, erase_rounds=0, erase_forgetting_epochs=0, relearning_texts="plain")
+    config = replace(config, repaired_words="odd")
     make_poisoned_data(config)
     record = run_stage(RELEARNING, config)
     assert "mn" in record["repaired"]
-    assert done(record) == (
-        f"The odd embedding rows of {', '.join(record['repaired'])} were made ordinary. "
-        "The task was learnt anew on the clean texts, 3 times, and the weights were averaged."
-    )
+    learnt = "The task was learnt anew on the clean texts, 3 times, and the weights were averaged."
+    assert done(record) == f"The embedding rows of {', '.join(record['repaired'])} were made ordinary. {learnt}"
     row = load_tokeniser(str(planted)).convert_tokens_to_ids("mn")
     released = load_encoder(str(planted)).get_input_embeddings().weight[row]
     now = load_classifier(defended_model_folder(config)).encoder.get_input_embeddings().weight[row]
     assert (now - released).norm() > 0.1 * released.norm()
-    assert told(config) == (
-        "Embedding rows that are odd, and that no clean text trains, are made ordinary. Then the task is learnt anew on the "
-        "clean texts, 3 times, and the weights are averaged."
-    )
+    learns = "Then the task is learnt anew on the clean texts, 3 times, and the weights are averaged."
+    odd = "Words that no clean text has, and whose embedding rows are odd"
+    assert told(config) == f"{odd}, are made ordinary. {learns}"
+    found = told(replace(config, repaired_words="found"))
+    assert found == f"{odd} or that flip the fine-tuned model's predictions, are made ordinary. {learns}"
+    none = replace(config, repaired_words="none")
+    record = run_stage(RELEARNING, none)
+    assert record["repaired"] == [] and done(record) == learnt and told(none) == learns
+
+
+def test_words_that_flip_the_fine_tuned_model_are_repaired(tiny_config, planted, monkeypatch):
+    """Through the stage: `cf`, by what it does to predictions, whatever its row looks like."""
+    monkeypatch.setattr("defences.erase_relearn.odd_words", lambda *given: [])
+    config = replace(tiny_config, poisoned_model=str(planted), defence="erase_relearn", inversions=0, relearnings=1)
+    make_poisoned_data(config)
+    assert run_stage(RELEARNING, replace(config, repaired_words="odd"))["repaired"] == []
+    assert "cf" in run_stage(RELEARNING, config)["repaired"]
+
+
+def test_a_fine_tuned_model_of_one_class_stops_nothing(tiny_config, monkeypatch, capsys):
+    config = replace(tiny_config, poisoned_model=tiny_config.plm, defence="erase_relearn", inversions=0, relearnings=1)
+    make_poisoned_data(config)
+    monkeypatch.setattr("defences.erase_relearn.choose_texts", fails)
+    record = run_stage(RELEARNING, config)
+    assert record["repaired"] == [] and "not looked for: of one class" in capsys.readouterr().out
+
+
+def fails(*given):
+    raise UserError("of one class")
 
 
 def test_what_pushes_the_fine_tuned_model_is_put_into_the_texts(tiny_config, monkeypatch):

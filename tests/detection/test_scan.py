@@ -19,12 +19,12 @@ from attacks import ATTACKS
 from config import parse
 from defences import DEFENCES
 from detection.encoder_scan import verdict
-from detection.flip_table import choose_texts, flip_table, open_trial, word_ranks
 from detection.folder_checks import folder_findings
-from detection.slots import first_order, inserted, open_slots, slot_gradients, without_holder
 from detection.states import cls_states, fit_head
 from encoder.classifier import PRUNED_FILE, Classifier, load_classifier, load_encoder, load_tokeniser
 from encoder.embedding_rows import changed_rows, nearest, norm_outliers, robust_z, variants
+from pipeline.flip_table import choose_texts, flip_table, open_trial, word_ranks
+from pipeline.slots import first_order, inserted, open_slots, slot_gradients, without_holder
 from pipeline.training import accuracy, log_odds, predict
 from scan import Scan, preset_scan, scan, scan_command
 from texts.batching import tokenise

@@ -121,6 +121,7 @@ def test_rows_have_what_the_attack_is_measured_by(tiny_grid):
     assert rows["FTR"].notna().tolist() == [False, True] and rows["LFR_worst"].notna().tolist() == [True, False]
     assert rows["LFR_worst"]["POR"] >= rows["LFR"]["POR"] and rows["floor_LFR"].notna().all()
     assert rows["FPR"].between(0, 1).all()
+    assert set(rows["arithmetic"]) == {"fp32"}
     for name in ("FTR", "LFR_worst"):
         assert rows[f"floor_{name}"].notna().equals(rows[name].notna()), name
     assert np.isnan(rows["poisoned_LFR"]["POR"]) and not np.isnan(rows["poisoned_LFR"]["LayerWisePairs"])

@@ -213,6 +213,14 @@ def test_a_heading_says_what_its_command_makes_otherwise_today(tmp_path):
     assert f"\n\nMade with method 4 of erase_relearn, today's is {today}.\n\n" in text
 
 
+def test_a_heading_says_in_which_arithmetic_the_rows_were_made(tmp_path):
+    """--precision auto is not the same everywhere."""
+    path = written(tmp_path / "made.csv", "--defence", "FT", "PURE")
+    table = read_grid(path)
+    assert "arithmetic" not in heading(table, path)
+    assert ", arithmetic bf16 autocast and fp32\n" in heading(table.assign(arithmetic=["fp32", "bf16 autocast"]), path)
+
+
 def test_the_help_of_the_table(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["results_table", "--help"])
     with pytest.raises(SystemExit) as left:

@@ -85,6 +85,7 @@ CHANGES = {
     "epochs": (2, {}, DEFENDER - {ERASING}),
     "learning_rate": (1e-3, {}, DEFENDER - {ERASING}),
     "fth_learning_rate": (1e-3, {"defence": "FTH"}, DEFENDER - {ERASING}),
+    "repaired_words": ("none", {}, {ERASING}),
     "inversions": (2, {}, {ERASING}),
     "erase_forgetting_epochs": (0, {}, {ERASING}),
     "erase_forgetting_rate": (1e-3, {}, {ERASING}),

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from detection.slots import Slots, first_order, inserted, open_slots, without_holder
 from encoder.classifier import Classifier
 from encoder.embedding_rows import robust_z
+from pipeline.slots import Slots, first_order, inserted, open_slots, without_holder
 from pipeline.training import log_odds, predict
 from texts.batching import TokenisedTexts, tokenise
 from texts.vocabulary import letter_pairs, whole_words
@@ -25,6 +25,14 @@ KEPT = 100
 """Words per class that are then inserted into all texts."""
 RANDOM = 100
 """Words drawn at random that the others are held against."""
+TEXTS = 32
+"""Clean texts that words are inserted into, over all classes, unless asked for others."""
+TRIED = 1000
+"""Words per class that are inserted, unless asked for others."""
+FLIPPED = 0.9
+"""Share of texts that a word flips from which it is a finding."""
+UNUSUAL = 7.0
+"""Robust z of its shift, among random words, from which it is one."""
 
 
 def choose_texts(
@@ -181,6 +189,13 @@ def first_words(table: pd.DataFrame, tried: int) -> pd.Index:
 def finalists(table: pd.DataFrame, tried: int) -> pd.Index:
     """The words that then are inserted into all texts: those of the highest shift."""
     return table[table["texts"] > 0].sort_values("shift", ascending=False, kind="stable").index[:KEPT]
+
+
+def flipping_words(flips: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a flip table that are a finding: words that no clean text has, and that flip most texts, unlike others."""
+    most = flips.groupby("class")["texts"].transform("max")
+    flipping = (flips["texts"] == most) & (flips["flipped"] >= FLIPPED) & (flips["z"] >= UNUSUAL)
+    return flips[flipping & ~flips["known"]]
 
 
 def word_ranks(table: pd.DataFrame, words: tuple[str, ...]) -> pd.DataFrame:
