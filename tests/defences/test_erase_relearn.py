@@ -232,12 +232,12 @@ def test_odd_rows_are_repaired_and_named(tiny_config, planted):
 
 
 def test_words_that_flip_the_fine_tuned_model_are_repaired(tiny_config, planted, monkeypatch):
-    """Through the stage: `cf`, by what it does to predictions, whatever its row looks like."""
+    """Through the stage: `mn`, by what it does to predictions, whatever its row looks like."""
     monkeypatch.setattr("defences.erase_relearn.odd_words", lambda *given: [])
     config = replace(tiny_config, poisoned_model=str(planted), defence="erase_relearn", inversions=0, relearnings=1)
     make_poisoned_data(config)
     assert run_stage(RELEARNING, replace(config, repaired_words="odd"))["repaired"] == []
-    assert "cf" in run_stage(RELEARNING, config)["repaired"]
+    assert run_stage(RELEARNING, config)["repaired"] == ["mn"]
 
 
 def test_a_fine_tuned_model_of_one_class_stops_nothing(tiny_config, monkeypatch, capsys):
