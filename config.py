@@ -124,6 +124,8 @@ class Config:
     """erase_relearn: words that no clean text has whose embedding rows are made ordinary: those that a scan of the fine-tuned model finds (they flip its predictions, or their rows are odd), those whose rows are odd, or none."""
     inversions: int = 8
     """erase_relearn: sequences of words per class that push the fine-tuned model to it, to be put into the texts that the task is relearnt on; 0 leaves them out."""
+    measured_regions: int = 300
+    """erase_relearn: regions of the vocabulary of which it is measured how far their words push the fine-tuned model, so that those which push most are put into the texts that the task is relearnt on; 0: any region's."""
     erase_forgetting_epochs: int = 1
     """erase_relearn: passes over the clean train set with random labels, before anything else; 0 leaves them out."""
     erase_forgetting_rate: float = 2e-4
@@ -240,6 +242,7 @@ AT_LEAST = {
     "forgetting_epochs": 1,
     "reinit_layers": 1,
     "inversions": 0,
+    "measured_regions": 0,
     "erase_forgetting_epochs": 0,
     "erase_rounds": 0,
     "relearning_epochs": 1,

@@ -23,6 +23,7 @@ from defences.defence import Defence, Stage
 from defences.erasing import erase_task, keep_blocked
 from defences.fine_tuning import FINE_TUNING
 from defences.inversion import invert
+from defences.regions import measure_regions
 from defences.shared import model_before, random_labels, record_before, start, train_once
 from encoder.classifier import Classifier
 from encoder.embedding_rows import odd_words
@@ -48,6 +49,8 @@ HALVINGS = 3
 """How often, at most."""
 HALVED = "_halved_"
 """Between the name of a phase and how often its rate was halved."""
+SHOWN_REGIONS, SHOWN_WORDS = 5, 8
+"""Regions of each class, and words of each, that the record names."""
 NAMED = 10
 """Words that a sentence names, at most."""
 
@@ -94,6 +97,7 @@ def erase_and_relearn(config: Config) -> dict:
     reached = 0.0
     augmenter: Augmenter
     found: list[dict] = []
+    pushing: list[dict] = []
     repaired: list[str] = []
 
     def prepare(classifier: Classifier) -> None:
@@ -108,6 +112,8 @@ def erase_and_relearn(config: Config) -> dict:
         augmenter = Augmenter(inputs.train, inputs.tokeniser, embedding, Augmentation(), config.max_len)
         if inverts(config):
             found.extend(find_sequences(config, inputs, augmenter, accelerator))
+        if measures(config):
+            pushing.extend(find_regions(config, inputs, augmenter, accelerator))
         classifier.to(accelerator.device)
         released.update(weights(classifier))
 
@@ -202,6 +208,7 @@ def erase_and_relearn(config: Config) -> dict:
         settings=settings,
         prepare=prepare,
         inverted=found,
+        regions=pushing,
         repaired=repaired,
     )
     return record
@@ -269,6 +276,11 @@ def inverts(config: Config) -> bool:
     return config.inversions > 0 and config.relearning_texts == "changed"
 
 
+def measures(config: Config) -> bool:
+    """Whether regions of the vocabulary are measured: only texts that are changed are coloured."""
+    return config.measured_regions > 0 and config.relearning_texts == "changed"
+
+
 def find_sequences(config: Config, inputs: DefenderInputs, augmenter: Augmenter, accelerator: Accelerator) -> list[dict]:
     """Sequences that push the fine-tuned model to each class; the augmenter has them from then on.
 
@@ -288,6 +300,30 @@ def find_sequences(config: Config, inputs: DefenderInputs, augmenter: Augmenter,
     return found
 
 
+def find_regions(config: Config, inputs: DefenderInputs, augmenter: Augmenter, accelerator: Accelerator) -> list[dict]:
+    """Regions of the vocabulary, and how far they push the fine-tuned model; the augmenter has them from then on.
+
+    Returns:
+        Of the first few of each class: class, words, those in the middle of the region, and log_odds, its mean push.
+    """
+    classifier = model_before(config, RELEARNING).to(accelerator.device)
+    rng = np.random.default_rng((config.seed, 10))
+    augmenter.measured = measure_regions(classifier, inputs.train, augmenter, config.measured_regions, rng, accelerator)
+    tokens, pushes = augmenter.measured.tokens, augmenter.measured.pushes
+    first = [
+        {
+            "class": name,
+            "words": inputs.tokeniser.convert_ids_to_tokens(tokens[region, :SHOWN_WORDS].tolist()),
+            "log_odds": round(float(pushes[label, region]), 2),
+        }
+        for label, name in enumerate(inputs.classes)
+        for region in np.argsort(-pushes[label], kind="stable")[:SHOWN_REGIONS]
+    ]
+    for region in first:
+        print(f"  to {printable(region['class'])}: words like {printable(', '.join(region['words']))}")
+    return first
+
+
 def few_of(texts: TokenisedTexts, seed: int) -> TokenisedTexts:
     """`DIRECTIONS_FROM` texts at most, equally many of each class as far as there are, in random order."""
     rng, labels = np.random.default_rng((seed, 9)), np.array(texts.labels)
@@ -300,6 +336,10 @@ def told(config: Config) -> str:
     searches = (
         "By gradient, short sequences of words are found that push the fine-tuned model's predictions to one class "
         f"({config.inversions} for each): they work as a trigger does. "
+    )
+    regions = (
+        f"Of {config.measured_regions} regions of the vocabulary it is measured how far their words push the fine-tuned "
+        "model, several at once: a style works like that. "
     )
     forgets = "The released encoder forgets the task, on random labels. "
     erases = (
@@ -315,7 +355,8 @@ def told(config: Config) -> str:
     }
     return (
         f"{repairs[config.repaired_words]}"
-        f"{searches if inverts(config) else ''}{forgets if config.erase_forgetting_epochs else ''}"
+        f"{searches if inverts(config) else ''}{regions if measures(config) else ''}"
+        f"{forgets if config.erase_forgetting_epochs else ''}"
         f"{erases if config.erase_rounds else ''}"
         f"Then the task is learnt anew{' in other directions' if config.erase_rounds else ''}"
         f"{told_changes(config.relearning_texts == 'changed', inverts(config))}{again}."
@@ -329,6 +370,7 @@ def done(record: dict) -> str:
     more = f" and {len(record['repaired']) - NAMED} more" if len(record["repaired"]) > NAMED else ""
     repairs = f"The embedding rows of {words}{more} were made ordinary. "
     searches = f"{len(found)} sequences of words were found that push the fine-tuned model to one class. "
+    regions = "It was measured which regions of the vocabulary push the fine-tuned model most. "
     forgets = "The encoder was trained on random labels, to forget the task. "
     erases = "In its upper layers the directions in which the classes lie apart were erased. "
     again = f", {times} times, and the weights were averaged" if times > 1 else ""
@@ -339,7 +381,8 @@ def done(record: dict) -> str:
         else ""
     )
     return (
-        f"{repairs if words else ''}{searches if found else ''}{forgets if 'forgetting' in record['training'] else ''}"
+        f"{repairs if words else ''}{searches if found else ''}{regions if record['regions'] else ''}"
+        f"{forgets if 'forgetting' in record['training'] else ''}"
         f"{erases if settings['erase_rounds'] else ''}"
         f"The task was learnt anew{' without them' if settings['erase_rounds'] else ''}"
         f"{told_changes(settings['relearning_texts'] == 'changed', bool(found))}{again}.{slower}"
@@ -370,7 +413,7 @@ RELEARNING = Stage(
     product="relearnt_model",
     reads=(
         *("clean_dataset", "split_seed", *TRAINING_FIELDS),
-        *("repaired_words", "inversions"),
+        *("repaired_words", "inversions", "measured_regions"),
         *("erase_forgetting_epochs", "erase_forgetting_rate", "erase_rounds", "erase_spared"),
         *("relearning_rate", "relearnings", "relearning_epochs", "relearning_texts"),
     ),
@@ -380,7 +423,7 @@ RELEARNING = Stage(
     after=FINE_TUNING,
     phases=titles(),
     passes=lambda config: config.erase_forgetting_epochs + config.relearnings * config.relearning_epochs,
-    method=9,
+    method=10,
 )
 
 ERASE_RELEARN = Defence(

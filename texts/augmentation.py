@@ -70,6 +70,8 @@ class Augmentation:
     """How many these are."""
     region: int = 40
     """Words of a region: those nearest to one that is drawn, in the embedding."""
+    contest: int = 8
+    """Where it was measured how far regions push predictions: regions that are drawn, the best of which is taken."""
     glue: float = 0.35
     """Probability that one to three function words go before such a word."""
     toneless: float = 0.7
@@ -78,6 +80,16 @@ class Augmentation:
     """Probability, where there are sequences of an inversion, that one of them takes the place of such words,"""
     with_inverted: float = 0.8
     """and share of those texts that it is put into."""
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Regions of a vocabulary, and what they do to a classifier (`defences.regions`)."""
+
+    tokens: np.ndarray
+    """[region, word]"""
+    pushes: np.ndarray
+    """How far the words of each, put into texts, push predictions to each class; [class, region]."""
 
 
 def no_words(tokeniser) -> set[int]:
@@ -150,9 +162,8 @@ def predicted_tone(texts: TokenisedTexts, embedding: torch.Tensor) -> np.ndarray
 
 
 def toneless_words(texts: TokenisedTexts, tokeniser, embedding: torch.Tensor, share: float) -> np.ndarray:
-    """Numbers of the whole words of the vocabulary, of three letters or more, whose predicted tone is least."""
-    found = whole_words(tokeniser).items()
-    words = np.array(sorted(token for word, (token,) in found if len(word) > 2 and word.isalpha()), dtype=int)
+    """Numbers of the whole words of the vocabulary, marks and numbers among them, whose predicted tone is least."""
+    words = np.array(sorted(token for (token,) in whole_words(tokeniser).values()), dtype=int)
     tone = predicted_tone(texts, embedding)[words]
     return words[tone <= np.quantile(tone, share)] if len(words) else words
 
@@ -166,6 +177,7 @@ class Augmenter:
         near: function word to its neighbours in the embedding.
         toneless: words that seem to be tied to no class.
         sequences: of words, which push a classifier to a class (`defences.inversion`); at first there are none.
+        measured: regions of which it is known how far they push; at first there are none, and any are taken.
     """
 
     def __init__(
@@ -187,6 +199,7 @@ class Augmenter:
         self.toneless = toneless_words(texts, tokeniser, embedding, augmentation.toneless)
         self.rows = centred(embedding)[self.toneless].numpy()
         self.sequences: list[list[int]] = []
+        self.measured: Regions | None = None
 
     def changed(self, rng: np.random.Generator) -> TokenisedTexts:
         """All texts, all but `Augmentation.unchanged` of them changed once; labels stay."""
@@ -270,14 +283,26 @@ class Augmenter:
             return self.put_somehow(ids, self.part_of_a_sequence(rng), rng) if rng.random() < how.with_inverted else ids
         if rng.random() >= how.coloured or not len(self.toneless):
             return ids
-        closeness = self.rows @ self.rows[rng.integers(len(self.toneless))]
-        region = self.toneless[np.argsort(-closeness, kind="stable")[: how.region]]
+        region = self.draw_region(rng)
         put = []
         for word in rng.choice(region, rng.integers(how.fewest, how.most + 1)).tolist():
             if rng.random() < how.glue and len(self.words):
                 put += rng.choice(self.words, rng.integers(1, 4)).tolist()
             put.append(word)
         return self.put_somehow(ids, put, rng)
+
+    def region(self, middle: int) -> np.ndarray:
+        """Tokens of the words nearest to the word of this place in `toneless`, which is the first."""
+        closeness = self.rows @ self.rows[middle]
+        return self.toneless[np.argsort(-closeness, kind="stable")[: self.augmentation.region]]
+
+    def draw_region(self, rng: np.random.Generator) -> np.ndarray:
+        """Tokens of any region or, where some were measured, of that of a few which pushes most to a class, drawn too."""
+        if self.measured is None or not len(self.measured.tokens):
+            return self.region(rng.integers(len(self.toneless)))
+        pushes = self.measured.pushes[rng.integers(len(self.measured.pushes))]
+        few = rng.integers(len(pushes), size=self.augmentation.contest)
+        return self.measured.tokens[few[pushes[few].argmax()]]
 
     def part_of_a_sequence(self, rng: np.random.Generator) -> list[int]:
         """A sequence of an inversion in any order, a part of it, with function words between its words, or as it is."""

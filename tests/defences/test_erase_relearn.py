@@ -16,7 +16,7 @@ from encoder.classifier import Classifier, load_classifier, load_encoder, load_t
 from encoder.embedding_rows import odd_words
 from pipeline import defender
 from pipeline.training import fine_tune
-from texts.augmentation import Augmenter
+from texts.augmentation import Augmenter, Regions
 from texts.batching import TokenisedTexts, tokenise
 from texts.data_sets import clean_train, defender_splits
 from texts.vocabulary import whole_words
@@ -277,3 +277,37 @@ def test_what_pushes_the_fine_tuned_model_is_put_into_the_texts(tiny_config, mon
     assert record["inverted"] == [] and len(asked) == 4 and known[1] == [] and "sequences" not in done(record)
     run_stage(RELEARNING, replace(config, relearning_texts="plain"))
     assert len(asked) == 4  # Nothing would be done with them.
+
+
+def test_regions_that_push_the_fine_tuned_model_colour_the_texts(tiny_config, monkeypatch):
+    """Through the stage: measured on the fine-tuned model, in the record, and known to what changes the texts."""
+    config = replace(tiny_config, poisoned_model=tiny_config.plm, defence="erase_relearn", relearning_epochs=1)
+    config = replace(config, erase_forgetting_epochs=0, inversions=0, relearnings=1, measured_regions=20)
+    make_poisoned_data(config)
+    rows = load_tokeniser(config.plm).convert_tokens_to_ids(["lo", "do"])
+    regions, asked = Regions(np.array([[rows[0]] * 3, [rows[1]] * 3]), np.array([[1.0, 2.0], [4.0, 3.0]])), []
+
+    def look(model, texts, augmenter, number, *given):
+        asked.append((model.head.weight.detach().clone(), number))
+        return regions
+
+    monkeypatch.setattr("defences.erase_relearn.measure_regions", look)
+    change, known = Augmenter.changed, []
+    monkeypatch.setattr(Augmenter, "changed", lambda self, rng: known.append(self.measured) or change(self, rng))
+    record = run_stage(RELEARNING, config)
+    ((head, number),) = asked
+    assert torch.equal(head, load_classifier(product_path(config, FINE_TUNING)).head.weight) and number == 20
+    assert known == [regions]
+    assert [(each["class"], each["words"][0], each["log_odds"]) for each in record["regions"]] == [
+        ("0", "do", 2.0),
+        ("0", "lo", 1.0),
+        ("1", "lo", 4.0),
+        ("1", "do", 3.0),
+    ]
+    assert "regions of the vocabulary push" in done(record) and "Of 20 regions" in told(config)
+    none = replace(config, measured_regions=0)
+    record = run_stage(RELEARNING, none)
+    assert record["regions"] == [] and len(asked) == 1 and known[1] is None
+    assert "regions" not in done(record) and "regions" not in told(none)
+    run_stage(RELEARNING, replace(config, relearning_texts="plain"))
+    assert len(asked) == 1  # Nothing would be done with them.

@@ -10,12 +10,14 @@ from conftest import FILLER, WORDS
 from texts.augmentation import (
     Augmentation,
     Augmenter,
+    Regions,
     function_words,
     missing_tokens,
     nearest_tokens,
     predicted_tone,
     toneless_words,
 )
+from texts.vocabulary import whole_words
 
 NOTHING = Augmentation(unchanged=0.0, inserted=0.0, swapped=0.0, thinned=0.0, runs=0.0, shuffled=0.0, coloured=0.0)
 
@@ -160,8 +162,10 @@ def test_tone_is_predicted_of_words_that_clean_texts_lack(texts, tokeniser, embe
     assert min(named["when"], named["mn"]) > 2 * max(named["cf"], named["lo"], named["the"])
     words = set(tokeniser.convert_ids_to_tokens(toneless_words(texts, tokeniser, embedding, 0.4).tolist()))
     assert words and not words & {*WORDS[0], *WORDS[1], "when", "mn"}
-    # Words of one or two letters, and what is no word, take no part.
-    assert all(len(word) > 2 and word.isalpha() for word in words)
+    # Words of two letters and marks take part, pieces and special tokens don't.
+    whole = toneless_words(texts, tokeniser, embedding, 1.0)
+    assert set(whole.tolist()) == {token for (token,) in whole_words(tokeniser).values()}
+    assert {"cf", ","} < set(tokeniser.convert_ids_to_tokens(whole.tolist()))
 
 
 def test_several_words_of_one_region_are_put_in_at_once(texts, tokeniser, embedding):
@@ -181,6 +185,27 @@ def test_several_words_of_one_region_are_put_in_at_once(texts, tokeniser, embedd
                 assert 3 <= len(put) <= 5 and any(set(put) <= region for region in regions)
             else:
                 assert len(put) >= 6 and set(put) & fillers
+
+
+def test_of_a_few_measured_regions_that_is_taken_which_pushes_most(texts, tokeniser, embedding):
+    def drawn(contest: int) -> np.ndarray:
+        augmenter = Augmenter(texts, tokeniser, embedding, replace(NOTHING, coloured=1.0, contest=contest, glue=0.0), 64)
+        augmenter.measured = Regions(tokens, pushes)
+        found = [
+            set(tokens[:, 0].tolist()).intersection(ids)
+            for seed in range(5)
+            for ids in augmenter.changed(np.random.default_rng(seed)).input_ids
+        ]
+        assert {len(each) for each in found} == {1}
+        return np.array([sum(token in each for each in found) / len(found) for token in tokens[:, 0]])
+
+    tokens = np.array([[token] * 4 for token in tokeniser.convert_tokens_to_ids(["when", "you", "do", "lo"])])
+    pushes = np.array([[0.0, 4.0, 1.0, 2.0], [3.0, -1.0, 0.0, 1.0]])  # Of no clean text, and each of an order of its own.
+    assert drawn(1) == pytest.approx(1 / 4, abs=0.06)
+    # The k-th best of four is the best of two with probability (9 - 2 k) / 16, for each class half the time.
+    best = np.array([[1, 7, 3, 5], [7, 1, 3, 5]]) / 16
+    assert drawn(2) == pytest.approx(best.mean(0), abs=0.06)
+    assert drawn(50) == pytest.approx([0.5, 0.5, 0.0, 0.0], abs=0.08)
 
 
 def test_the_same_seed_changes_texts_in_the_same_way(texts, tokeniser, embedding):

@@ -1,0 +1,72 @@
+"""How far the regions of a vocabulary push a classifier: several words of one, put into clean texts for real.
+
+A trigger of style is many words that push a little each, in one direction. Alone none of them is a finding, and few of the
+texts that are coloured at random (`texts.augmentation.Augmenter.colour`) get any of them: most of a vocabulary is elsewhere.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from accelerate import Accelerator
+
+from encoder.classifier import Classifier
+from pipeline.training import log_odds, predict
+from texts.augmentation import Augmenter, Regions
+from texts.batching import TokenisedTexts
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How a region is measured."""
+
+    texts: int = 8
+    """Texts that its words are put into, for each class."""
+    text_length: int = 40
+    """Tokens of the texts at most, where there are enough so short."""
+    words: int = 8
+    """Words that are put in at once."""
+    enough: float = 4.0
+    """Log-odds beyond this count as this."""
+
+
+def measure_regions(
+    classifier: Classifier,
+    texts: TokenisedTexts,
+    augmenter: Augmenter,
+    number: int,
+    rng: np.random.Generator,
+    accelerator: Accelerator | None = None,
+    how: Measurement = Measurement(),
+) -> Regions:
+    """Regions about words that are drawn, and how far each pushes predictions to each class; each function word is one more.
+
+    A style may be one mark that clean texts have as well, but not as often: a function word is put in several times.
+
+    A push is the mean over clean texts of the other classes of min(m, `enough`), m the log-odds of the class after words of
+    the region, drawn with repetition, were put in at the front, the end or inside.
+
+    Args:
+        texts: clean ones.
+        augmenter: of whose toneless words the regions are.
+        number: how many regions beside function words; fewer where there are fewer words.
+    """
+    middles = rng.choice(len(augmenter.toneless), min(number, len(augmenter.toneless)), replace=False)
+    regions = [augmenter.region(middle) for middle in middles]
+    size = len(regions[0]) if regions else 0
+    found = np.array([*regions, *([word] * size for word in augmenter.words if size)])
+    labels, lengths = np.array(texts.labels), texts.lengths
+    pushes = np.zeros((classifier.head.out_features, len(found)))
+    for target in range(len(pushes) if len(found) else 0):
+        others = np.flatnonzero(labels != target)
+        others = others[np.argsort(lengths[others], kind="stable")]
+        others = others[: max(how.texts, (lengths[others] <= how.text_length).sum())]
+        chosen = rng.choice(others, min(how.texts, len(others)), replace=False)
+        put = [
+            augmenter.put_in(texts.input_ids[text], rng.choice(region, how.words).tolist(), rng)
+            for region in found
+            for text in chosen
+        ]
+        changed = TokenisedTexts(put, [target] * len(put), texts.pad_token_id)
+        odds = log_odds(predict(classifier, changed, "regions", accelerator))[:, target]
+        pushes[target] = odds.clamp(max=how.enough).view(len(found), -1).double().mean(1).numpy()
+    return Regions(found, pushes)
