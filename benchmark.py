@@ -349,52 +349,54 @@ def head_of(texts: TokenisedTexts, size: int) -> TokenisedTexts:
     return replace(texts, input_ids=texts.input_ids[:size], labels=texts.labels[:size])
 
 
-def markdown(result: dict) -> str:
-    """The measurements as tables."""
-    lines = [f"{result['machine']}, {result['threads']} threads, torch {torch.__version__}; medians of {result['repeats']}"]
-    for name, data in result["datasets"].items():
-        precisions = list(data["matmul_peak_gflops"])
-        trainer = [f"Trainer, {precision}" for precision in precisions]
-        lines += [
-            "",
-            f"{name}: {data['texts']['train']} texts to train on ({data['texts']['published_train']} in the published way), "
-            f"{data['texts']['validation']} to evaluate, {data['tokens_per_text']:.1f} tokens on average; matmul peak "
-            + ", ".join(f"{peak:.0f} GFLOP/s in {precision}" for precision, peak in data["matmul_peak_gflops"].items()),
-            "",
-            as_row(["task", "published way", *trainer, *precisions, *(f"share of peak, {p}" for p in precisions)]),
-            as_row(["---"] * (2 + 3 * len(precisions))),
+def heading(result: dict) -> str:
+    return f"{result['machine']}, {result['threads']} threads, torch {torch.__version__}; medians of {result['repeats']}"
+
+
+def dataset_markdown(name: str, data: dict) -> str:
+    """The measurements on one data set as a table."""
+    precisions = list(data["matmul_peak_gflops"])
+    trainer = [f"Trainer, {precision}" for precision in precisions]
+    lines = [
+        f"{name}: {data['texts']['train']} texts to train on ({data['texts']['published_train']} in the published way), "
+        f"{data['texts']['validation']} to evaluate, {data['tokens_per_text']:.1f} tokens on average; matmul peak "
+        + ", ".join(f"{peak:.0f} GFLOP/s in {precision}" for precision, peak in data["matmul_peak_gflops"].items()),
+        "",
+        as_row(["task", "published way", *trainer, *precisions, *(f"share of peak, {p}" for p in precisions)]),
+        as_row(["---"] * (2 + 3 * len(precisions))),
+    ]
+    for task, found in data["tasks"].items():
+        if "seconds" in found:
+            unit, numbers, form = "s", found["seconds"], ".2f"
+        else:
+            unit, numbers, form = "texts/s", found["texts_per_second"], ".0f"
+        cells = [task, *(f"{numbers[way]:{form}} {unit}" for way in ("published", *trainer))]
+        cells += [
+            f"{numbers[p]:{form}} {unit}, {found['ratio'][p]:.1f}x and {found['ratio_to_trainer'][p]:.1f}x"
+            for p in precisions
         ]
-        for task, found in data["tasks"].items():
-            if "seconds" in found:
-                unit, numbers, form = "s", found["seconds"], ".2f"
-            else:
-                unit, numbers, form = "texts/s", found["texts_per_second"], ".0f"
-            cells = [task, *(f"{numbers[way]:{form}} {unit}" for way in ("published", *trainer))]
-            cells += [
-                f"{numbers[p]:{form}} {unit}, {found['ratio'][p]:.1f}x and {found['ratio_to_trainer'][p]:.1f}x"
-                for p in precisions
-            ]
-            cells += [f"{found['share_of_peak'][p]:.0%}" if "share_of_peak" in found else "" for p in precisions]
-            lines.append(as_row(cells))
-        agreement, peer = data["agreement"], data["trainer_agreement"]
-        lines += [
-            "",
-            "Ratios: to the published way, and to the Trainer in the same arithmetic. Largest relative differences in fp32: "
-            + ", ".join(f"{key} {agreement[key]:.1e}" for key in ("cross-entropy", "PURE loss", "Var"))
-            + "; to the Trainer's way "
-            + ", ".join(f"{key} {value:.1e}" for key, value in peer.items())
-            + f". Pruned heads: the same {agreement['heads pruned']} in {agreement['steps']} steps"
-            + (f"; in bf16 {'the same' if data['same_heads']['bf16'] else 'others'}." if "bf16" in precisions else "."),
-        ]
-    if result["memory"]:
-        mib = {way: size / 2**20 for way, size in result["memory"].items()}
-        share = f"{mib['ours'] / mib['published']:.2f} of it" if mib["published"] else "too little to measure"
-        lines += [
-            "",
-            f"Memory that a training step on 32 texts of {result['memory_len']} tokens adds, fp32: published way "
-            f"{mib['published']:,.0f} MiB, ours {mib['ours']:,.0f} MiB ({share})",
-        ]
+        cells += [f"{found['share_of_peak'][p]:.0%}" if "share_of_peak" in found else "" for p in precisions]
+        lines.append(as_row(cells))
+    agreement, peer = data["agreement"], data["trainer_agreement"]
+    lines += [
+        "",
+        "Ratios: to the published way, and to the Trainer in the same arithmetic. Largest relative differences in fp32: "
+        + ", ".join(f"{key} {agreement[key]:.1e}" for key in ("cross-entropy", "PURE loss", "Var"))
+        + "; to the Trainer's way "
+        + ", ".join(f"{key} {value:.1e}" for key, value in peer.items())
+        + f". Pruned heads: the same {agreement['heads pruned']} in {agreement['steps']} steps"
+        + (f"; in bf16 {'the same' if data['same_heads']['bf16'] else 'others'}." if "bf16" in precisions else "."),
+    ]
     return "\n".join(lines)
+
+
+def memory_markdown(result: dict) -> str:
+    mib = {way: size / 2**20 for way, size in result["memory"].items()}
+    share = f"{mib['ours'] / mib['published']:.2f} of it" if mib["published"] else "too little to measure"
+    return (
+        f"Memory that a training step on 32 texts of {result['memory_len']} tokens adds, fp32: published way "
+        f"{mib['published']:,.0f} MiB, ours {mib['ours']:,.0f} MiB ({share})"
+    )
 
 
 def as_row(cells: list[str]) -> str:
@@ -413,10 +415,15 @@ def main() -> None:
         "repeats": benchmark.repeats,
         "memory_len": benchmark.memory_len,
         "memory": memory_ratio(source, benchmark) if benchmark.memory_len else None,
-        "datasets": {name: run_dataset(name, source, benchmark) for name in benchmark.clean_dataset},
+        "datasets": {},
     }
-    save_json(Path(benchmark.output), result)
-    print(markdown(result))
+    print(heading(result))
+    for name in benchmark.clean_dataset:
+        result["datasets"][name] = run_dataset(name, source, benchmark)
+        save_json(Path(benchmark.output), result)
+        print("", dataset_markdown(name, result["datasets"][name]), sep="\n", flush=True)
+    if result["memory"]:
+        print("", memory_markdown(result), sep="\n")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ from torch import nn
 import benchmark
 from benchmark import (
     Benchmark,
+    dataset_markdown,
     evaluation_flops,
-    markdown,
+    heading,
+    memory_markdown,
     require_agreement,
     require_trainer_agrees,
     training_flops,
@@ -110,7 +112,8 @@ def test_script(tiny_config, monkeypatch, tmp_path, capsys):
     )
     benchmark.main()
     result = json.loads(output.read_text())
-    assert markdown(result) in capsys.readouterr().out
+    table = dataset_markdown("sst2", result["datasets"]["sst2"])
+    assert f"{heading(result)}\n\n{table}\n\n{memory_markdown(result)}\n" in capsys.readouterr().out
     tasks = result["datasets"]["sst2"]["tasks"]
     assert set(tasks) == {"fine-tuning, CE", "fine-tuning, PURE loss", "evaluation", "pruning search"}
     for found in tasks.values():
