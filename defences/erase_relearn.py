@@ -244,7 +244,9 @@ def find_flipping_words(config: Config, inputs: DefenderInputs, accelerator: Acc
     tokeniser, most, seed = inputs.tokeniser, config.max_len, config.seed
     try:
         texts = choose_texts(classifier, defender_splits(config)[1], tokeniser, most, TEXTS, seed)
-        flips, _ = flip_table(classifier, tokeniser, texts, inputs.train, tried=TRIED, max_len=most, seed=seed)
+        flips, _ = flip_table(
+            classifier, tokeniser, texts, inputs.train, tried=TRIED, max_len=most, seed=seed, accelerator=accelerator
+        )
     except UserError as error:
         print(f"  words that flip predictions are not looked for: {error}")
         return []
@@ -292,7 +294,7 @@ def find_sequences(config: Config, inputs: DefenderInputs, augmenter: Augmenter,
     few, found = few_of(inputs.train, config.seed), []
     for number, (label, name) in enumerate(list(enumerate(inputs.classes)) * config.inversions if len(pool) else []):
         rng = np.random.default_rng((config.seed, 8, number))
-        sequence, flipped = invert(classifier, few, pool, label, rng)
+        sequence, flipped = invert(classifier, few, pool, label, rng, accelerator=accelerator)
         augmenter.sequences.append(sequence)
         words = inputs.tokeniser.convert_ids_to_tokens(sequence)
         found.append({"class": name, "words": words, "flipped": round(flipped, 3)})

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from encoder.classifier import Classifier, embeddings_seen, largest_length
-from pipeline.training import log_odds
+from pipeline.training import arithmetic, log_odds
 from texts.batching import TokenisedTexts
 
 
@@ -43,6 +44,7 @@ def invert(
     target: int,
     rng: np.random.Generator,
     how: Inversion = Inversion(),
+    accelerator: Accelerator | None = None,
 ) -> tuple[list[int], float]:
     """A sequence of words that moves texts of other classes to `target`.
 
@@ -54,6 +56,7 @@ def invert(
     Args:
         texts: clean texts; cut where the encoder has no positions for one and a sequence.
         pool: tokens that s may hold.
+        accelerator: whose arithmetic is used; fp32 if there is none.
 
     Returns:
         The sequence, and the share of up to 60 texts of the other classes that are given the class with it in front.
@@ -72,7 +75,8 @@ def invert(
         """Log-odds [sequence, text]."""
         ids = [[*text[:start], *each, *text[start:]] for each in sequences for text, start in zip(chosen, at, strict=True)]
         batch = TokenisedTexts(ids, [target] * len(ids), texts.pad_token_id).batch(np.arange(len(ids)), device)
-        logits = classifier(batch["input_ids"], batch["attention_mask"]).float()
+        with arithmetic(accelerator):
+            logits = classifier(batch["input_ids"], batch["attention_mask"]).float()
         return log_odds(logits)[:, target].view(len(sequences), len(chosen))
 
     def gradient(sequence: list[int], chosen: list[list[int]], at: list[int]) -> torch.Tensor:

@@ -41,6 +41,7 @@ def measure_regions(
     """Regions about words that are drawn, and how far each pushes predictions to each class; each function word is one more.
 
     A style may be one mark that clean texts have as well, but not as often: a function word is put in several times.
+    Those of a predicted tone take no part.
 
     A push is the mean over clean texts of the other classes of min(m, `enough`), m the log-odds of the class after words of
     the region, drawn with repetition, were put in at the front, the end or inside.
@@ -53,7 +54,7 @@ def measure_regions(
     middles = rng.choice(len(augmenter.toneless), min(number, len(augmenter.toneless)), replace=False)
     regions = [augmenter.region(middle) for middle in middles]
     size = len(regions[0]) if regions else 0
-    found = np.array([*regions, *([word] * size for word in augmenter.words if size)])
+    found = np.array([*regions, *([word] * size for word in np.intersect1d(augmenter.words, augmenter.toneless))])
     labels, lengths = np.array(texts.labels), texts.lengths
     pushes = np.zeros((classifier.head.out_features, len(found)))
     for target in range(len(pushes) if len(found) else 0):

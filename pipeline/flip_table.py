@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import Accelerator
 
 from encoder.classifier import Classifier
 from encoder.embedding_rows import robust_z
@@ -86,6 +87,8 @@ class Trial:
     """Number of tokens to slots."""
     before: dict[int, torch.Tensor]
     """The same to log-odds [text, class] of these texts as they are."""
+    accelerator: Accelerator | None = None
+    """In whose arithmetic words are inserted; fp32 if there is none."""
 
     def estimates(self, words: pd.DataFrame, target: int) -> pd.Series:
         """`first_order` of words, with their index."""
@@ -105,7 +108,7 @@ class Trial:
         for length, part in words.groupby(words["tokens"].map(len)):
             slots = self.slots[length]
             others = sorted(np.flatnonzero(slots.labels != target), key=lambda index: len(slots.input_ids[index]))[:most]
-            logits = inserted(self.classifier, slots, torch.tensor(part["tokens"].tolist()), others)
+            logits = inserted(self.classifier, slots, torch.tensor(part["tokens"].tolist()), others, self.accelerator)
             shift = log_odds(logits)[..., target] - self.before[length][others, target]  # [word, text]
             found.loc[part.index, "texts"] = len(others)
             found.loc[part.index, "flipped"] = (logits.argmax(-1) == target).double().mean(1).numpy()
@@ -114,7 +117,13 @@ class Trial:
 
 
 def open_trial(
-    classifier: Classifier, words: pd.DataFrame, texts: pd.DataFrame, tokeniser, max_len: int, seed: int
+    classifier: Classifier,
+    words: pd.DataFrame,
+    texts: pd.DataFrame,
+    tokeniser,
+    max_len: int,
+    seed: int,
+    accelerator: Accelerator | None = None,
 ) -> Trial:
     """Room for words in some texts, columns `label` and `text`; one without room for all of them is left out.
 
@@ -132,11 +141,19 @@ def open_trial(
     if min(len(set(each.labels)) for each in slots.values()) < 2:
         raise UserError("the tokeniser doesn't keep inserted words apart from others; give another with --tokeniser")
     before = {length: log_odds(without_holder(classifier, each)) for length, each in slots.items()}
-    return Trial(classifier, slots, before)
+    return Trial(classifier, slots, before, accelerator)
 
 
 def flip_table(
-    classifier: Classifier, tokeniser, texts: pd.DataFrame, known: TokenisedTexts, *, tried: int, max_len: int, seed: int
+    classifier: Classifier,
+    tokeniser,
+    texts: pd.DataFrame,
+    known: TokenisedTexts,
+    *,
+    tried: int,
+    max_len: int,
+    seed: int,
+    accelerator: Accelerator | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rank the words of the vocabulary by how they move predictions to each class.
 
@@ -144,6 +161,7 @@ def flip_table(
         texts: what words are inserted into, columns `label` and `text`, classified rightly.
         known: clean texts, whose words are told from those that no clean text has.
         tried: words per class that are inserted for real.
+        accelerator: in whose arithmetic that is done; fp32 if there is none.
 
     Returns:
         A row per class and word: class; rank, from 1; word; known, whether some clean text has it; estimate, by first order,
@@ -155,7 +173,7 @@ def flip_table(
         UserError: no word can be inserted.
     """
     words = candidates(tokeniser, known)
-    trial = open_trial(classifier, words, texts, tokeniser, max_len, seed)
+    trial = open_trial(classifier, words, texts, tokeniser, max_len, seed, accelerator)
     single = words[words["tokens"].map(len) == 1]
     pool = single if single["known"].all() else single[~single["known"]]
     drawn = pool.sample(min(RANDOM, len(pool)), random_state=seed)

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from encoder.classifier import Classifier, embeddings_seen
-from pipeline.training import log_odds
+from pipeline.training import arithmetic, log_odds
 from texts.batching import tokens_per_batch
 from texts.vocabulary import Words
 
@@ -100,25 +101,29 @@ def first_order(classifier: Classifier, slots: Slots, tokens: torch.Tensor, targ
 
 
 @torch.inference_mode()
-def inserted(classifier: Classifier, slots: Slots, tokens: torch.Tensor, texts: list[int]) -> torch.Tensor:
+def inserted(
+    classifier: Classifier, slots: Slots, tokens: torch.Tensor, texts: list[int], accelerator: Accelerator | None = None
+) -> torch.Tensor:
     """Logits [word, text, class] of some texts with each word in the place of the placeholder.
 
     Args:
         tokens: [word, token].
         texts: numbers of those of the slots.
+        accelerator: whose arithmetic is used; fp32 if there is none.
     """
     classifier.eval()
     device = classifier.head.weight.device
     logits = torch.empty(len(tokens), len(texts), classifier.head.out_features)
-    for number, index in enumerate(texts):
-        ids, at = slots.input_ids[index], slots.at[index]
-        size = max(1, tokens_per_batch(device) // len(ids))
-        for start in range(0, len(tokens), size):
-            some = tokens[start : start + size]
-            batch = torch.tensor(ids).repeat(len(some), 1)
-            batch[:, at : at + tokens.shape[1]] = some
-            batch = batch.to(device)
-            logits[start : start + size, number] = classifier(batch, torch.ones_like(batch)).float().cpu()
+    with arithmetic(accelerator):
+        for number, index in enumerate(texts):
+            ids, at = slots.input_ids[index], slots.at[index]
+            size = max(1, tokens_per_batch(device) // len(ids))
+            for start in range(0, len(tokens), size):
+                some = tokens[start : start + size]
+                batch = torch.tensor(ids).repeat(len(some), 1)
+                batch[:, at : at + tokens.shape[1]] = some
+                batch = batch.to(device)
+                logits[start : start + size, number] = classifier(batch, torch.ones_like(batch)).float().cpu()
     return logits
 
 

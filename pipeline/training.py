@@ -191,6 +191,11 @@ def load_checkpoint(path: Path, settings: dict) -> dict | None:
         return None
 
 
+def arithmetic(accelerator: Accelerator | None) -> contextlib.AbstractContextManager:
+    """A forward pass has the accelerator's arithmetic in here, or fp32 where there is none."""
+    return accelerator.autocast() if accelerator else contextlib.nullcontext()
+
+
 @torch.inference_mode()
 def predict(
     classifier: Classifier, texts: TokenisedTexts, description: str, accelerator: Accelerator | None = None
@@ -204,8 +209,7 @@ def predict(
     device = classifier.head.weight.device
     logits = torch.empty(len(texts), classifier.head.out_features)
     # Around the loop, so that autocast converts each weight once and not per batch.
-    arithmetic = accelerator.autocast() if accelerator else contextlib.nullcontext()
-    with arithmetic, tqdm(total=len(texts), desc=description, unit="text", leave=False, disable=None) as bar:
+    with arithmetic(accelerator), tqdm(total=len(texts), desc=description, unit="text", leave=False, disable=None) as bar:
         for indices in batches_by_length(texts.lengths, tokens_per_batch(device)):
             batch = texts.batch(indices, device)
             logits[indices] = classifier(batch["input_ids"], batch["attention_mask"]).float().cpu()
