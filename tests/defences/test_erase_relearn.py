@@ -260,7 +260,7 @@ def test_what_pushes_the_fine_tuned_model_is_put_into_the_texts(tiny_config, mon
     asked: list[tuple] = []
     row = load_tokeniser(config.plm).convert_tokens_to_ids("lo")
 
-    def look(model, texts, pool, target, rng):
+    def look(model, texts, pool, target, rng, accelerator):
         asked.append((model.head.weight.detach().clone(), target))
         return [row] * 6, 0.5
 
