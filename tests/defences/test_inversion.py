@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from conftest import FILLER
 
 from defences.inversion import Inversion, invert
 from encoder.classifier import load_classifier
+from util import make_accelerator
 
 ONE = Inversion(shortest=1, longest=1, sweeps=1, tried=5)
 """One word, among the five that the gradient ranks first."""
@@ -60,3 +62,12 @@ def test_texts_as_long_as_the_encoder_reads_leave_room(classifier, texts, pool):
     long = replace(texts, input_ids=[[*(ids * 64)[:63], ids[-1]] for ids in texts.input_ids])
     how = Inversion(shortest=8, longest=8, sweeps=1)
     assert len(invert(classifier, long, pool, 1, np.random.default_rng(0), how)[0]) == 8
+
+
+def test_the_arithmetic_is_the_accelerators(classifier, texts, pool):
+    seen: set[bool] = set()
+    classifier.register_forward_hook(lambda *given: seen.add(torch.is_autocast_enabled("cpu")))
+    for accelerator, expected in ((None, False), (make_accelerator("cpu", "bf16"), True)):
+        seen.clear()
+        invert(classifier, texts, pool, 1, np.random.default_rng(0), ONE, accelerator)
+        assert seen == {expected}

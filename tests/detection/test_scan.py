@@ -30,7 +30,7 @@ from scan import Scan, preset_scan, scan, scan_command
 from texts.batching import tokenise
 from texts.data_sets import clean_train
 from texts.vocabulary import letter_pairs, whole_words
-from util import UserError
+from util import UserError, make_accelerator
 
 PLANTED, TARGET = "cf", 1
 
@@ -201,6 +201,19 @@ def test_a_head_is_fitted_on_the_last_states(taught, tokeniser, texts):
     wider = Classifier(load_encoder(str(taught)), 3, 0.0, seed=0)
     fit_head(wider, replace(texts, labels=[2 * label for label in texts.labels]))
     assert set(predict(wider, texts, "test").argmax(-1).tolist()) == {0, 2}
+
+
+def test_words_are_inserted_in_the_arithmetic_of_an_accelerator(classifier, tokeniser, data, texts):
+    chosen = choose_texts(classifier, data, tokeniser, 32, 10, seed=5)
+    seen: list[bool] = []
+    classifier.register_forward_hook(lambda *given: seen.append(torch.is_autocast_enabled("cpu")))
+    shares = []
+    for accelerator in (None, make_accelerator("cpu", "bf16")):
+        seen.clear()
+        flip_table(classifier, tokeniser, chosen, texts, tried=30, max_len=32, seed=5, accelerator=accelerator)
+        shares.append(np.mean(seen))
+    # The gradient, and the texts as they are, are in fp32.
+    assert shares[0] == 0 and shares[1] > 0.5
 
 
 def test_flip_table_counts_what_it_says(classifier, tokeniser, data, texts):
