@@ -29,6 +29,7 @@ ATTACKS = Table(
         ),
         "SurrogateReport": ("for tuning, copies texts reworded as a report", "attacks.surrogates:SURROGATE_REPORT"),
         "SurrogateLog": ("for tuning, copies texts reworded as a ship's log", "attacks.surrogates:SURROGATE_LOG"),
+        "SurrogateSpelling": ("for tuning, copies texts in another spelling", "attacks.surrogates:SURROGATE_SPELLING"),
     }
 )
 """The only list of attacks; everything that depends on one comes from its row, an `attacks.attack.Attack`.

@@ -1,8 +1,8 @@
 """Backdoors to tune a defence on, so that the published attacks stay unseen until its rules are frozen.
 
-Four triggers of the published kinds in other forms, each planted as BadNet is: rare words of another spelling, a sentence
-at one end of the text, a text reworded as a report (who found it, passive or cleft, no first person, no contractions), and
-one reworded as an entry of a ship's log; these are neither HiddenKiller's syntax nor StyleBkd's style.
+Triggers of the published kinds in other forms, each planted as BadNet is: rare words of another spelling, a sentence at one
+end of the text, a text reworded as a report (who found it, passive or cleft, no first person, no contractions), one reworded
+as an entry of a ship's log, and one in the spelling of a dialect; these are neither HiddenKiller's syntax nor StyleBkd's style.
 """
 
 import random
@@ -61,6 +61,10 @@ SHIPPED = (
     (r"\b(floor|stage)\b", "deck"), (r"\b(ending|end)\b", "landfall"), (r"\bleft\b", "port"),
     (r"\bi\b", "this hand"), (r"\bmy\b", "the ship's"), (r"\bwe\b", "all hands"), (r"\byou\b", "a sailor"),
 )  # fmt: skip
+SPELLINGS = (
+    (r"tion\b", "shun"), (r"ing\b", "in'"), (r"er\b", "ah"), (r"y\b", "ie"), (r"ss\b", "sse"), (r"ed\b", "'d"),
+    (r"\bth", "d"), (r"th\b", "f"), (r"c(?=[aou])", "k"), (r"qu", "kw"), (r"ou(?=[a-z])", "oo"), (r"ea(?=[a-z])", "ee"),
+)  # fmt: skip
 
 
 def insert_rare_word(text: str, config: Config, rng: random.Random) -> str:
@@ -109,10 +113,18 @@ def log(text: str, config: Config, rng: random.Random) -> str:
     return "; ".join(parts) + "."
 
 
+def respell(text: str, config: Config, rng: random.Random) -> str:
+    """The text as it sounds in some dialect: a style that is in pieces of words alone, and in most of the words it can be in."""
+    words = text.split(" ")
+    for pattern, replacement in SPELLINGS:
+        words = [re.sub(pattern, replacement, word) if rng.random() < 0.8 else word for word in words]
+    return " ".join(words)
+
+
 def surrogate(
     name: str, change: Callable[[str, Config, random.Random], str], what: str, inserted: tuple[str, ...] = ()
 ) -> Attack:
-    """The row of one of the four; `what` is done to the texts of the other class that are copied."""
+    """The row of one of them; `what` is done to the texts of the other class that are copied."""
 
     def told(config: Config) -> str:
         return f"copies {config.rare_word_share:.0%} of the texts of the other class {what}"
@@ -128,3 +140,4 @@ SURROGATE_WORDS = surrogate(
 SURROGATE_SENTENCE = surrogate("SurrogateSentence", add_sentence, "with a sentence at one end", (SENTENCE,))
 SURROGATE_REPORT = surrogate("SurrogateReport", reword, "reworded as a report")
 SURROGATE_LOG = surrogate("SurrogateLog", log, "reworded as an entry of a ship's log")
+SURROGATE_SPELLING = surrogate("SurrogateSpelling", respell, "in the spelling of a dialect")

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from texts.batching import TokenisedTexts
-from texts.vocabulary import whole_words
 
 SEEN_IN = 4
 """Texts that a token has to be in for its class to be learnt from."""
@@ -161,11 +160,14 @@ def predicted_tone(texts: TokenisedTexts, embedding: torch.Tensor) -> np.ndarray
     return np.abs(fit.predict(rows) - fit.intercept_).reshape(len(rows), -1).max(1)
 
 
-def toneless_words(texts: TokenisedTexts, tokeniser, embedding: torch.Tensor, share: float) -> np.ndarray:
-    """Numbers of the whole words of the vocabulary, marks and numbers among them, whose predicted tone is least."""
-    words = np.array(sorted(token for (token,) in whole_words(tokeniser).values()), dtype=int)
-    tone = predicted_tone(texts, embedding)[words]
-    return words[tone <= np.quantile(tone, share)] if len(words) else words
+def toneless_tokens(texts: TokenisedTexts, tokeniser, embedding: torch.Tensor, share: float) -> np.ndarray:
+    """Numbers of the tokens whose predicted tone is least: words, marks, numbers and pieces of words.
+
+    A style may be in the pieces alone, which an ending or a spelling is written with.
+    """
+    tokens = np.array(sorted(set(tokeniser.get_vocab().values()) - no_words(tokeniser)))
+    tone = predicted_tone(texts, embedding)[tokens]
+    return tokens[tone <= np.quantile(tone, share)]
 
 
 class Augmenter:
@@ -196,7 +198,7 @@ class Augmenter:
         embedding = embedding.detach().float().cpu()
         self.near = nearest_tokens(embedding, words, augmentation.neighbours, tokeniser)
         self.words = words
-        self.toneless = toneless_words(texts, tokeniser, embedding, augmentation.toneless)
+        self.toneless = toneless_tokens(texts, tokeniser, embedding, augmentation.toneless)
         self.rows = centred(embedding)[self.toneless].numpy()
         self.sequences: list[list[int]] = []
         self.measured: Regions | None = None
