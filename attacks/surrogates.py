@@ -2,7 +2,7 @@
 
 Triggers of the published kinds in other forms, each planted as BadNet is: rare words of another spelling, a sentence at one
 end of the text, a text reworded as a report (who found it, passive or cleft, no first person, no contractions), one reworded
-as an entry of a ship's log, and one in the spelling of a dialect; these are neither HiddenKiller's syntax nor StyleBkd's style.
+as an entry of a ship's log, and one in the spelling of a dialect; neither HiddenKiller's syntax nor StyleBkd's style.
 """
 
 import random
@@ -114,7 +114,7 @@ def log(text: str, config: Config, rng: random.Random) -> str:
 
 
 def respell(text: str, config: Config, rng: random.Random) -> str:
-    """The text as it sounds in some dialect: a style that is in pieces of words alone, and in most of the words it can be in."""
+    """The text as it sounds in some dialect: a style that is in pieces of words alone, most of those that there can be."""
     words = text.split(" ")
     for pattern, replacement in SPELLINGS:
         words = [re.sub(pattern, replacement, word) if rng.random() < 0.8 else word for word in words]
