@@ -87,6 +87,7 @@ CHANGES = {
     "fth_learning_rate": (1e-3, {"defence": "FTH"}, DEFENDER - {ERASING}),
     "repaired_words": ("none", {}, {ERASING}),
     "inversions": (2, {}, {ERASING}),
+    "measured_regions": (2, {}, {ERASING}),
     "erase_forgetting_epochs": (0, {}, {ERASING}),
     "erase_forgetting_rate": (1e-3, {}, {ERASING}),
     "erase_rounds": (2, {}, {ERASING}),
