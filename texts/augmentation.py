@@ -68,13 +68,13 @@ class Augmentation:
     most: int = 12
     """How many these are."""
     region: int = 40
-    """Words of a region: those nearest to one that is drawn, in the embedding."""
+    """Tokens of a region: those nearest to one that is drawn, in the embedding."""
     contest: int = 8
     """Where it was measured how far regions push predictions: regions that are drawn, the best of which is taken."""
     glue: float = 0.35
     """Probability that one to three function words go before such a word."""
     toneless: float = 0.7
-    """Share of the vocabulary's words that regions are made of: those whose predicted tone is least."""
+    """Share of the vocabulary that regions are made of: the tokens whose predicted tone is least."""
     inverted: float = 0.5
     """Probability, where there are sequences of an inversion, that one of them takes the place of such words,"""
     with_inverted: float = 0.8
@@ -177,7 +177,7 @@ class Augmenter:
         missing: tokens that the texts lack.
         frequent: those that are frequent in them.
         near: function word to its neighbours in the embedding.
-        toneless: words that seem to be tied to no class.
+        toneless: tokens that seem to be tied to no class.
         sequences: of words, which push a classifier to a class (`defences.inversion`); at first there are none.
         measured: regions of which it is known how far they push; at first there are none, and any are taken.
     """
