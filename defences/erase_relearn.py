@@ -102,18 +102,20 @@ def erase_and_relearn(config: Config) -> dict:
 
     def prepare(classifier: Classifier) -> None:
         nonlocal augmenter
+        attacked = model_before(config, RELEARNING).to(accelerator.device)  # The fine-tuned model.
         if config.repaired_words != "none":
             odd = find_odd_words(classifier, config, inputs)
-            flipping = find_flipping_words(config, inputs, accelerator) if config.repaired_words == "found" else []
+            found_words = config.repaired_words == "found"
+            flipping = find_flipping_words(attacked, config, inputs, accelerator) if found_words else []
             repaired.extend(repair_rows(classifier, inputs.tokeniser, inputs.train, [*odd, *flipping]))
         if repaired:
             print(f"  rows of the embedding, made ordinary: {printable(', '.join(repaired))}")
         embedding = classifier.encoder.get_input_embeddings().weight
         augmenter = Augmenter(inputs.train, inputs.tokeniser, embedding, Augmentation(), config.max_len)
         if inverts(config):
-            found.extend(find_sequences(config, inputs, augmenter, accelerator))
+            found.extend(find_sequences(attacked, config, inputs, augmenter, accelerator))
         if measures(config):
-            pushing.extend(find_regions(config, inputs, augmenter, accelerator))
+            pushing.extend(find_regions(attacked, config, inputs, augmenter, accelerator))
         classifier.to(accelerator.device)
         released.update(weights(classifier))
 
@@ -234,13 +236,14 @@ def find_odd_words(classifier: Classifier, config: Config, inputs: DefenderInput
     return odd_words(weight, whole_words(inputs.tokeniser), inputs.tokeniser, defender_splits(config)[0])
 
 
-def find_flipping_words(config: Config, inputs: DefenderInputs, accelerator: Accelerator) -> list[str]:
+def find_flipping_words(
+    classifier: Classifier, config: Config, inputs: DefenderInputs, accelerator: Accelerator
+) -> list[str]:
     """Words that flip the fine-tuned model's predictions, as a scan finds them: none of a class's own words does that.
 
     A row alone can carry a backdoor and be of an ordinary length and place (EP), and relearning puts any one word in too
     seldom to change it.
     """
-    classifier = model_before(config, RELEARNING).to(accelerator.device)
     tokeniser, most, seed = inputs.tokeniser, config.max_len, config.seed
     try:
         texts = choose_texts(classifier, defender_splits(config)[1], tokeniser, most, TEXTS, seed)
@@ -283,13 +286,14 @@ def measures(config: Config) -> bool:
     return config.measured_regions > 0 and config.relearning_texts == "changed"
 
 
-def find_sequences(config: Config, inputs: DefenderInputs, augmenter: Augmenter, accelerator: Accelerator) -> list[dict]:
+def find_sequences(
+    classifier: Classifier, config: Config, inputs: DefenderInputs, augmenter: Augmenter, accelerator: Accelerator
+) -> list[dict]:
     """Sequences that push the fine-tuned model to each class; the augmenter has them from then on.
 
     Returns:
         Of each sequence: class, words, and flipped, the share of some texts of the other classes that it moves to the class.
     """
-    classifier = model_before(config, RELEARNING).to(accelerator.device)
     pool = np.union1d(augmenter.toneless, augmenter.words)
     few, found = few_of(inputs.train, config.seed), []
     for number, (label, name) in enumerate(list(enumerate(inputs.classes)) * config.inversions if len(pool) else []):
@@ -302,13 +306,14 @@ def find_sequences(config: Config, inputs: DefenderInputs, augmenter: Augmenter,
     return found
 
 
-def find_regions(config: Config, inputs: DefenderInputs, augmenter: Augmenter, accelerator: Accelerator) -> list[dict]:
+def find_regions(
+    classifier: Classifier, config: Config, inputs: DefenderInputs, augmenter: Augmenter, accelerator: Accelerator
+) -> list[dict]:
     """Regions of the vocabulary, and how far they push the fine-tuned model; the augmenter has them from then on.
 
     Returns:
         Of the first few of each class: class, words, those in the middle of the region, and log_odds, its mean push.
     """
-    classifier = model_before(config, RELEARNING).to(accelerator.device)
     rng = np.random.default_rng((config.seed, 10))
     augmenter.measured = measure_regions(classifier, inputs.train, augmenter, config.measured_regions, rng, accelerator)
     tokens, pushes = augmenter.measured.tokens, augmenter.measured.pushes
