@@ -7,6 +7,10 @@ The fine-tuned model is the baseline FT; if it is there already, it is not train
 PURE's choice of heads with others, on the same search.
 """
 
+# Before torch, which reads when it is loaded how its threads are to wait.
+from util import UserError, load_json, make_accelerator, run_script
+
+# isort: split
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,7 +36,6 @@ from pipeline.runs import command
 from pipeline.stage import run_once
 from pipeline.training import predict
 from texts.batching import TokenisedTexts, batches_by_length, tokens_per_batch
-from util import UserError, load_json, make_accelerator, run_script
 
 DROPOUT_PASSES = 10
 """Passes with dropout of criterion `dropout` (Chapagain et al., 2025: 10)."""

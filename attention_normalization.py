@@ -3,6 +3,10 @@
 python attention_normalization.py --attack BadNet            # reads what attention_head_pruning.py wrote
 """
 
+# Before torch, which reads when it is loaded how its threads are to wait.
+from util import UserError, make_accelerator, require_writable, run_script
+
+# isort: split
 import torch
 from torch import nn
 
@@ -18,7 +22,6 @@ from encoder.cls_attention import ClsAttention
 from pipeline.defender import Phase
 from pipeline.runs import command
 from pipeline.training import cross_entropy, rates
-from util import UserError, make_accelerator, require_writable, run_script
 
 
 def layer_weights(layer_variance: list[float]) -> list[float]:

@@ -10,6 +10,10 @@ where there is bf16, eager attention for the penalty alone, masks for pruned hea
 against each other in fp32: loss, variances and pruned heads have to agree.
 """
 
+# Before torch, which reads when it is loaded how its threads are to wait.
+from util import UserError, choose_device, has_native_bf16, make_accelerator, quieten_libraries, run_script, save_json
+
+# isort: split
 import copy
 import multiprocessing
 import os
@@ -48,7 +52,6 @@ from pipeline.environment import main_memory_peak, processor_name
 from pipeline.training import accuracy, predict
 from texts.batching import TokenisedTexts, batches_by_length, shuffled_batches, tokenise, tokens_per_batch
 from texts.data_sets import class_names, defender_splits
-from util import UserError, choose_device, has_native_bf16, make_accelerator, quieten_libraries, run_script, save_json
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,10 @@ activation between them, and an activation that is 0 on one side can be undone:
 So the first layer computes every logit and its negative, and the second subtracts the one from the other.
 """
 
+# Before torch, which reads when it is loaded how its threads are to wait.
+from util import UserError, fingerprint_folder, load_json, make_accelerator, run_script, save_json, whole_folder
+
+# isort: split
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +39,6 @@ from pipeline.training import measure, metrics_of, predict
 from reporting.model_card import model_card
 from texts.batching import TokenisedTexts, batches_by_length, tokenise, tokens_per_batch
 from texts.data_sets import clean_test, defender_splits
-from util import UserError, fingerprint_folder, load_json, make_accelerator, run_script, save_json, whole_folder
 
 if TYPE_CHECKING:  # Seconds to import, and a finished run needs none of it.
     import transformers

@@ -25,6 +25,14 @@ ARITHMETIC = {"bf16": "bf16 autocast", "no": "fp32"}
 """Names of accelerate's `mixed_precision` for people."""
 
 
+SPIN_COUNT = "1000"
+"""How often a thread of GNU's OpenMP, which torch has on Linux, looks for work before it sleeps. With OpenMP's own 300,000,
+some milliseconds, a run of as many threads as cores crawls as soon as anything else computes there (docs/speed.md)."""
+
+# Read when torch is loaded, so scripts import this module before it. What the user has asked for stands.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+
 SPACE_LEFT = 2**20
 """Bytes; a disk with fewer is full."""
 

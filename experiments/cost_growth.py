@@ -7,6 +7,10 @@ Encoders of other depths have MiniLM's shape and random weights. The search prun
 is.
 """
 
+# Before torch, which reads when it is loaded how its threads are to wait.
+from util import make_accelerator, run_script
+
+# isort: split
 import contextlib
 import time
 from collections.abc import Iterator
@@ -23,7 +27,6 @@ from experiments.growth import encoder_of_depth, measure_growth
 from experiments.our_way import our_epochs
 from texts.batching import TokenisedTexts, tokenise
 from texts.data_sets import defender_splits
-from util import make_accelerator, run_script
 
 PARTS = ("fine-tuning", "variances", "search", "second fine-tuning")
 """Of a PURE run; of either fine-tuning one epoch."""

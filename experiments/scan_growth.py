@@ -6,6 +6,10 @@ A smaller vocabulary is the first part of MiniLM's, which has characters and fre
 have MiniLM's shape and random weights. The texts are the project's reviews.
 """
 
+# Before torch, which reads when it is loaded how its threads are to wait.
+from util import run_script
+
+# isort: split
 import tempfile
 import time
 from dataclasses import dataclass
@@ -18,7 +22,6 @@ from config import preset_config
 from detection.encoder_scan import Effort, scan_encoder
 from encoder.classifier import load_tokeniser, resolve_plm
 from experiments.growth import encoder_of_depth, measure_growth
-from util import run_script
 
 ALL = Effort()
 """What a scan tries by itself."""

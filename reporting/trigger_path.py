@@ -7,6 +7,10 @@ passes; where it stays high with the trigger hidden in every layer, other tokens
 words, and for analysis: a defender knows no trigger.
 """
 
+# Before torch, which reads when it is loaded how its threads are to wait.
+from util import UserError, make_accelerator, run_script, write_whole
+
+# isort: split
 from pathlib import Path
 
 import pandas as pd
@@ -24,7 +28,6 @@ from encoder.classifier import Classifier, load_classifier, load_tokeniser
 from pipeline.runs import command
 from reporting.analysis import find_all, has_target, other_classes, tokens_within
 from texts.batching import TokenisedTexts, batches_by_length, tokens_per_batch
-from util import UserError, make_accelerator, run_script, write_whole
 
 ALL, NONE = "all", "none"
 

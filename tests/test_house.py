@@ -1,9 +1,14 @@
 """The house: which room may import from which, and that nothing but the tables knows the names of attacks and defences."""
 
 import ast
+import os
 import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
+import util
 from attacks import ATTACKS
 from defences import DEFENCES
 
@@ -63,6 +68,42 @@ def test_names_of_attacks_and_defences_stand_in_the_tables_alone():
             if isinstance(node, ast.Compare):
                 compared = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant)} & names
                 assert compared <= {"FT"}, f"{path}, line {node.lineno} branches on {compared}"
+
+
+FIRST_THING_TORCH_SEES = """
+import importlib, os, sys
+
+class BeforeTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print(os.environ.get("GOMP_SPINCOUNT"), flush=True)
+            os._exit(0)
+
+sys.meta_path.insert(0, BeforeTorch())
+for module in sys.argv[1:]:
+    if not os.fork():
+        importlib.import_module(module)
+        import torch  # Later, in a function.
+    os.wait()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_every_script_says_how_threads_wait_before_torch_is_loaded():
+    files = [path for path in modules() if '__name__ == "__main__"' in (ROOT / path).read_text()]
+    files.remove(Path("predict.py"))  # Which needs nothing of this project.
+    scripts = [str(path.with_suffix("")).replace("/", ".") for path in files]
+    assert len(scripts) > 15
+
+    def seen(modules: list[str], **wish: str) -> list[str]:
+        free = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+        command = [sys.executable, "-c", FIRST_THING_TORCH_SEES, *modules]
+        done = subprocess.run(command, cwd=ROOT, env=free | wish, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    assert dict(zip(scripts, seen(scripts), strict=True)) == dict.fromkeys(scripts, util.SPIN_COUNT)
+    assert seen(scripts[:1], GOMP_SPINCOUNT="7") == ["7"]
+    assert seen(scripts[:1], OMP_WAIT_POLICY="PASSIVE") == ["None"]
 
 
 def test_every_file_of_the_project_is_in_a_room():
