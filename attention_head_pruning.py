@@ -24,7 +24,7 @@ from tqdm import tqdm
 from attacks import ATTACKS
 from config import Config, parse_config
 from defences import DEFENCES
-from defences.defence import product_path, record_path
+from defences.defence import as_defence, product_path, record_path
 from defences.fine_tuning import FINE_TUNING, fine_tune_clean
 from defences.pure import PRUNING
 from defences.shared import accuracy_to_keep, defender_settings, load_defender_inputs, require_accuracy
@@ -294,6 +294,7 @@ def main() -> None:
     config = parse_config(__doc__, ATTACKS, DEFENCES)
     if PRUNING not in DEFENCES[config.defence].stages:
         raise UserError(f"--defence {config.defence} prunes no heads; run it with: {command('run_all.py', config)}")
+    config = as_defence(config)
     record = prune_heads(config)
     print(f"pruned {sum(map(len, record['pruned_heads'].values()))} heads: {record_path(config, PRUNING)}")
 

@@ -14,7 +14,7 @@ from attacks import ATTACKS
 from attention_head_pruning import load_pruned_heads
 from config import Config, parse_config
 from defences import DEFENCES
-from defences.defence import product_path, record_path
+from defences.defence import as_defence, product_path, record_path
 from defences.pure import NORMALISATION
 from defences.shared import defender_settings, load_defender_inputs, train_once
 from encoder.classifier import Classifier
@@ -112,6 +112,7 @@ def main() -> None:
     config = parse_config(__doc__, ATTACKS, DEFENCES)
     if NORMALISATION not in DEFENCES[config.defence].stages:
         raise UserError(f"--defence {config.defence} normalises nothing; run it with: {command('run_all.py', config)}")
+    config = as_defence(config)
     metrics = normalise_attention(config)["metrics"]
     print(f"purified model in {product_path(config, NORMALISATION)}: {rates(metrics)}")
 

@@ -291,7 +291,7 @@ def preset_grid(preset: str, kind: type = Grid, **changes) -> Grid:
 
 
 def parse_config(description: str, attacks: Table, defences: Table, args: list[str] | None = None) -> Config:
-    """Command line (default: sys.argv) to configuration, with what its defence changes in it.
+    """Command line (default: sys.argv) to configuration; what its defence changes in it is not in it yet.
 
     Args:
         attacks, defences: the tables, whose names are the choices.
@@ -300,7 +300,7 @@ def parse_config(description: str, attacks: Table, defences: Table, args: list[s
     """
     config = parse(Config, preset_config, description, attacks, defences, args)
     check_ranges(config)
-    return replace(config, **defences[config.defence].changes(config))
+    return config
 
 
 def parse_grid(description: str, attacks: Table, defences: Table, args: list[str] | None = None, kind: type = Grid) -> Grid:

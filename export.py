@@ -16,7 +16,6 @@ from util import UserError, fingerprint_folder, load_json, make_accelerator, run
 
 # isort: split
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ from attacks.planted import measured_tables
 from config import Config, parse_config
 from defences import DEFENCES
 from defences.defence import as_defence, product_path, record_path, run_folder
-from defences.fine_tuning import FINE_TUNING
+from defences.fine_tuning import fine_tuned_model_folder
 from encoder.classifier import COUNT_FROM_PADDING, Classifier, load_classifier, load_tokeniser, save_encoder
 from encoder.cls_attention import remove_pruned_heads
 from encoder.trusted import is_python_only
@@ -222,7 +221,7 @@ def export_model(config: Config) -> dict:
     Raises:
         UserError: the run isn't finished, or the model has no equal in transformers.
     """
-    fine_tuned_folder = product_path(replace(config, defence="FT"), FINE_TUNING)
+    fine_tuned_folder = fine_tuned_model_folder(config)
     config = as_defence(config)
     stages, folder = DEFENCES[config.defence].stages, run_folder(config) / "exported_model"
     source = product_path(config, stages[-1])

@@ -6,13 +6,13 @@ python -m defences --defence MEFT --attack HiddenKiller      # reads what pretra
 from attacks import ATTACKS
 from config import parse_config
 from defences import DEFENCES
-from defences.defence import defended_model_folder, run_stage
+from defences.defence import as_defence, defended_model_folder, run_stage
 from pipeline.training import rates
 from util import run_script
 
 
 def main() -> None:
-    config = parse_config(__doc__, ATTACKS, DEFENCES)
+    config = as_defence(parse_config(__doc__, ATTACKS, DEFENCES))
     for stage in DEFENCES[config.defence].stages:
         record = run_stage(stage, config)
     print(f"{config.defence}: {rates(record['metrics'])}, model in {defended_model_folder(config)}")

@@ -1,7 +1,10 @@
 """FT, fine-tuning on clean data: what one would do without a defence. FTH: the same at a higher learning rate."""
 
+from dataclasses import replace
+from pathlib import Path
+
 from config import Config
-from defences.defence import Defence, Stage
+from defences.defence import Defence, Stage, product_path
 from defences.shared import train_released
 from pipeline.defender import Phase
 from pipeline.runs import DEFENCE_FIELDS
@@ -50,3 +53,12 @@ FTH = Defence(
     last=FINE_TUNING,
     changes=lambda config: {"learning_rate": config.fth_learning_rate},
 )
+
+
+def fine_tuned_model_folder(config: Config) -> Path:
+    """Folder of the model that FT makes of a run's encoder, which every defence is shown beside.
+
+    Args:
+        config: as it was given, without what its defence changes in it.
+    """
+    return product_path(replace(config, defence="FT"), FINE_TUNING)

@@ -8,8 +8,8 @@ import pandas as pd
 from attacks import ATTACKS
 from attacks.planted import poisoned_model_folder, read_poisoned
 from config import Config
-from defences.defence import as_defence, defended_model_folder, product_path
-from defences.fine_tuning import FINE_TUNING
+from defences.defence import defended_model_folder
+from defences.fine_tuning import fine_tuned_model_folder
 from detection import DETECTORS
 from detection.detector import Scores, Watched, threshold
 from detection.states import draw_for_probe, fit_head
@@ -117,7 +117,7 @@ def examine(config: Config, detectors: tuple[str, ...], allowed: float) -> Exami
             possible = ", ".join(name for name, row in DETECTORS.items() if not row.needs_language_model)
             raise UserError(f"--detectors {name} can't be used here; expected one or more of {possible}")
     device = make_accelerator(config.device, config.precision).device
-    folders = {FINE_TUNED: product_path(as_defence(config), FINE_TUNING)}
+    folders = {FINE_TUNED: fine_tuned_model_folder(config)}
     if defended_model_folder(config) not in folders.values():
         folders[config.defence] = defended_model_folder(config)
     for folder in folders.values():

@@ -10,7 +10,6 @@ run such texts as formulas.
 """
 
 import textwrap
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,8 +18,8 @@ import torch
 from attacks import ATTACKS
 from config import Config, parse_config
 from defences import DEFENCES
-from defences.defence import defended_model_folder, product_path, run_folder
-from defences.fine_tuning import FINE_TUNING
+from defences.defence import defended_model_folder, run_folder
+from defences.fine_tuning import fine_tuned_model_folder
 from encoder.classifier import load_classifier, load_tokeniser
 from pipeline.runs import command
 from pipeline.training import predict
@@ -51,7 +50,7 @@ def compare_predictions(config: Config) -> pd.DataFrame:
     if config.suspicious_texts is None:
         raise UserError("no texts are named; give a file with --suspicious_texts")
     texts = read_texts(Path(config.suspicious_texts), config.text_column)
-    folders = {"before": product_path(replace(config, defence="FT"), FINE_TUNING), "after": defended_model_folder(config)}
+    folders = {"before": fine_tuned_model_folder(config), "after": defended_model_folder(config)}
     device = make_accelerator(config.device, config.precision).device
     table = pd.DataFrame({"text": texts})
     for name, folder in folders.items():

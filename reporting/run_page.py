@@ -7,7 +7,6 @@ import importlib.util
 import json
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,8 @@ from attacks import ATTACKS
 from attacks.planted import measured_tables, read_poisoned
 from config import NOT_SETTINGS, Config, preset_config
 from defences import DEFENCES
-from defences.defence import as_defence, defended_model_folder, product_path
-from defences.fine_tuning import FINE_TUNING
+from defences.defence import as_defence, defended_model_folder
+from defences.fine_tuning import FINE_TUNING, fine_tuned_model_folder
 from defences.shared import accuracy_to_keep
 from encoder.classifier import load_tokeniser
 from experiments.results_table import settings_text
@@ -74,8 +73,7 @@ def write_report(run: Run, sentence: str | None, trigger: str | None, texts: int
     accelerator = make_accelerator(config.device, config.precision)
     clean, known = clean_test(config), config.attack in ATTACKS
     triggered = read_poisoned(config, "test") if known else None
-    plain = replace(config, defence="FT")
-    models = {"fine_tuned": product_path(plain, FINE_TUNING), "defended": defended_model_folder(config)}
+    models = {"fine_tuned": fine_tuned_model_folder(config), "defended": defended_model_folder(config)}
     fingerprints = {"encoder": fingerprint_encoder(run.encoder)}
     fingerprints |= {name: fingerprint_encoder(str(folder)) for name, folder in models.items()}
     read = {name: fingerprint_texts(table) for name, table in measured_tables(config).items()}

@@ -22,8 +22,8 @@ from attacks import ATTACKS
 from attacks.planted import read_poisoned
 from config import Config, parse_config
 from defences import DEFENCES
-from defences.defence import as_defence, defended_model_folder, product_path
-from defences.fine_tuning import FINE_TUNING
+from defences.defence import defended_model_folder
+from defences.fine_tuning import fine_tuned_model_folder
 from encoder.classifier import Classifier, load_classifier, load_tokeniser
 from pipeline.runs import command
 from reporting.analysis import find_all, has_target, other_classes, tokens_within
@@ -101,7 +101,7 @@ def trace(config: Config) -> pd.DataFrame:
     if not has_target(config):
         raise UserError(f"{config.attack} has no target class, for which LFR here is the share taken; expected one that has")
     accelerator = make_accelerator(config.device, config.precision)
-    folders = {"FT": product_path(as_defence(config), FINE_TUNING), config.defence: defended_model_folder(config)}
+    folders = {"FT": fine_tuned_model_folder(config), config.defence: defended_model_folder(config)}
     for folder in folders.values():
         if not folder.exists():
             raise UserError(f"no model in {folder}; make it with: {command('run_all.py', config)}")

@@ -9,21 +9,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import attention_head_pruning
+import attention_normalization
 from attacks import ATTACKS
 from attention_head_pruning import prune_heads
 from attention_normalization import normalise_attention
 from config import parse_config, preset_grid
-from defences import DEFENCES, meft
+from defences import DEFENCES, __main__, meft
 from defences.defence import (
     as_defence,
     defended_model_folder,
     product_path,
     record_path,
-    run_folder,
     run_stage,
     takes_notice,
 )
-from defences.fine_tuning import FINE_TUNING
+from defences.fine_tuning import FINE_TUNING, fine_tuned_model_folder
 from defences.shared import random_labels, train_released
 from experiments.grid import run_grid
 from pipeline import defender
@@ -139,13 +140,25 @@ def test_fth_is_ft_at_its_own_learning_rate(given):
     assert record["metrics"] == defend(replace(given, defence="FT", learning_rate=3e-3))["metrics"]
 
 
-def test_a_stage_script_s_command_line_stands_for_its_defence():
-    config = parse_config("", ATTACKS, DEFENCES, ["--defence", "prune_only"])
-    assert config.penalty_coefficient == 0 and "penalty_coefficient=0.0" in run_folder(config).name
-    config = parse_config("", ATTACKS, DEFENCES, ["--defence", "normalise_only"])
-    assert config.pruning_criterion == "none"
-    config = parse_config("", ATTACKS, DEFENCES, ["--defence", "FTH", "--fth_learning_rate", "0.1"])
-    assert config.learning_rate == 0.1
+def test_a_stage_script_runs_what_its_defence_stands_for(monkeypatch):
+    def asked(module, function: str, defence: str, *flags: str):
+        """The configuration that a script's `main` hands to what does the work."""
+        taken = []
+        record = {"metrics": {"ACC": 1.0}, "pruned_heads": {}}
+        monkeypatch.setattr(module, function, lambda *args: taken.append(args[-1]) or record)
+        monkeypatch.setattr("sys.argv", ["script", "--defence", defence, *flags])
+        module.main()
+        return taken[0]
+
+    assert asked(attention_head_pruning, "prune_heads", "normalise_only").pruning_criterion == "none"
+    assert asked(attention_normalization, "normalise_attention", "prune_only").penalty_coefficient == 0
+    assert asked(__main__, "run_stage", "FTH", "--fth_learning_rate", "0.1").learning_rate == 0.1
+
+
+def test_fine_tuning_beside_fth_is_ft_s():
+    """Where a script's command line names FTH, which is the same stage at another learning rate."""
+    config, plain = (parse_config("", ATTACKS, DEFENCES, ["--defence", name]) for name in ("FTH", "FT"))
+    assert fine_tuned_model_folder(config) == defended_model_folder(plain) != defended_model_folder(config)
 
 
 def test_what_a_defence_takes_notice_of():
