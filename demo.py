@@ -47,7 +47,7 @@ def build(examiner: "Examiner") -> "gradio.Blocks":
     import pandas as pd
 
     from detection.one_text import put_in
-    from reporting.figures import attention_figure
+    from reporting.run_figures import attention_figure
 
     def look(text: str) -> tuple:
         text = text.strip()

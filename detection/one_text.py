@@ -58,7 +58,7 @@ class Examiner:
         return pd.DataFrame(rows, columns=["model", "detector", "score", "threshold", "odd"])
 
     def attention(self, text: str) -> tuple[list[str], list[bool], dict[str, np.ndarray]]:
-        """What `reporting.figures.attention_figure` takes: tokens, which of them are a trigger's, each model's attention.
+        """What `reporting.run_figures.attention_figure` takes: tokens, which are a trigger's, each model's attention.
 
         Its rows are [layer, token], mean over remaining heads.
         """

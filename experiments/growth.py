@@ -9,13 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from encoder.classifier import load_encoder, resolve_plm
 from pipeline.environment import main_memory_peak
-from reporting.figures import cost_figure, save_figures
+from reporting.figures import PAGE, in_style, look, save_figures
 from util import quieten_libraries, write_whole
 
 if TYPE_CHECKING:
@@ -62,3 +64,42 @@ def measure_growth(
         write_whole(output, partial(pd.DataFrame(rows).to_csv, index=False))
         print(rows[-1], flush=True)
     save_figures(output.parent, {output.stem: cost_figure(pd.DataFrame(rows), parts)})
+
+
+@in_style
+def cost_figure(runs: pd.DataFrame, parts: Sequence[str]) -> Figure:
+    """Time of each part of a run, and the peak memory of the run, against what grows.
+
+    Args:
+        runs: a row per run: `grows`, the name of the column that differs among the rows of a panel, that column, the seconds
+            of each of `parts`, and `MiB`.
+    """
+    grown = list(dict.fromkeys(runs["grows"]))
+    figure = Figure(figsize=(PAGE, 3.6), layout="constrained")
+    axes = figure.subplots(2, len(grown), sharey="row", squeeze=False)
+    for (upper, lower), what in zip(axes.T, grown, strict=True):
+        own = runs[runs["grows"] == what]
+        for number, part in enumerate(parts):
+            colour, marker = look(number)
+            upper.plot(own[what], own[part], color=colour, marker=marker, markersize=3.5, label=part)
+        lower.plot(own[what], own["MiB"], color="black", marker="o", markersize=3.5)
+        for ax in (upper, lower):
+            ax.set(xscale="log", yscale="log")
+            ax.set_xticks(own[what], [f"{value:,}" for value in own[what]], minor=False)
+            ax.minorticks_off()
+        lower.set_xlabel(what)
+    axes[0][0].set_ylabel("processor time in s")
+    axes[1][0].set_ylabel("peak memory in MiB")
+    # A log axis labels powers in TeX, which is not read here.
+    powers = [10**power for power in range(-3, 7)]
+    for ax, values, candidates in (
+        (axes[0][0], runs[list(parts)], powers),
+        (axes[1][0], runs["MiB"], (500, 1000, 2000, 4000, 8000, 16000)),
+    ):
+        low, high = np.min(values.to_numpy()) / 2, np.max(values.to_numpy()) * 2
+        if candidates is powers and high < 400 * low:  # Powers of ten alone would be one or two.
+            candidates = [step * power for power in powers for step in (1, 2, 5)]
+        ticks = [tick for tick in candidates if low <= tick <= high]
+        ax.set_yticks(ticks, [f"{tick:,}" for tick in ticks], minor=False)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(parts))
+    return figure

@@ -22,7 +22,7 @@ from experiments.results_table import (
     shown_cells,
     without_unused,
 )
-from reporting.figures import distance_figure, field_figure, grid_figure, pareto_figure
+from reporting.grid_figures import distance_figure, field_figure, grid_figure, pareto_figure
 from reporting.page import Figures, keep_figures, write_page
 from reporting.words import (
     MEASURES,

@@ -213,7 +213,7 @@ def run_figures(run: Run, computed: dict, marked: str, validation_texts: int) ->
         computed: by `reporting.analysis.analyse`.
         marked: what is marked in the sentence, in words.
     """
-    from reporting.figures import (
+    from reporting.run_figures import (
         attention_figure,
         layers_figure,
         smoothing_window,

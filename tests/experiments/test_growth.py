@@ -8,8 +8,7 @@ from detection.encoder_scan import Effort
 from encoder.classifier import load_encoder, load_tokeniser
 from experiments import scan_growth
 from experiments.cost_growth import PARTS, cost, texts_of_length
-from experiments.growth import encoder_of_depth, measure_growth, measured
-from reporting.figures import cost_figure
+from experiments.growth import cost_figure, encoder_of_depth, measure_growth, measured
 
 
 def test_texts_have_the_size_that_is_asked_for():

@@ -10,14 +10,11 @@ from matplotlib.text import Text
 
 from config import preset_config
 from experiments.results_table import aggregate
-from reporting.figures import (
+from reporting.figures import save_figures
+from reporting.grid_figures import distance_figure, field_figure, grid_figure, pareto_figure
+from reporting.run_figures import (
     attention_figure,
-    distance_figure,
-    field_figure,
-    grid_figure,
     layers_figure,
-    pareto_figure,
-    save_figures,
     training_figure,
     trajectory_figure,
     variance_figure,

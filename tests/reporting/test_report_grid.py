@@ -10,7 +10,7 @@ from test_report import error_of, table_of
 
 from defences import DEFENCES
 from experiments.results_table import aggregate, grid_command
-from reporting.figures import pareto_figure
+from reporting.grid_figures import pareto_figure
 from reporting.grid_page import combine, report_grid, what_varied
 from reporting.words import grid_verdict
 from util import UserError
