@@ -11,7 +11,7 @@ against each other in fp32: loss, variances and pruned heads have to agree.
 """
 
 # Before torch, which reads when it is loaded how its threads are to wait.
-from util import UserError, choose_device, has_native_bf16, make_accelerator, quieten_libraries, run_script, save_json
+from util import UserError, choose_device, has_native_bf16, make_accelerator, run_script, save_json
 
 # isort: split
 import copy
@@ -150,7 +150,6 @@ def matmul_flops(
 
 def peak_memory(source: str, way: str, length: int, device_name: str) -> int:
     """Bytes that a training step on 32 texts of `length` tokens adds to what the model takes; in a process of its own."""
-    quieten_libraries()
     config = preset_config("quick", max_len=length, device=device_name)
     device = choose_device(device_name)
     classifier = Classifier(load_encoder(source), 2, 0.1, 0).to(device)

@@ -16,6 +16,7 @@ these may be triggered, or only unusual.
 import argparse
 import csv
 import io
+import os
 import re
 import sys
 from pathlib import Path
@@ -24,7 +25,8 @@ from typing import NoReturn
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
-from transformers import pipeline
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TextClassificationPipeline
+from transformers.utils import logging
 
 BREAK = re.compile(r"<br\s*/?>")
 """A line break of HTML: a blank when the model was trained, and so here."""
@@ -37,8 +39,12 @@ def fail(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def read(path: Path, text_column: str, label_column: str) -> tuple[list[str], list[str] | None]:
-    """Texts, stripped of blanks at both ends, HTML line breaks as blanks, and their labels if there are any."""
+def read(path: Path, text_column: str, label_column: str | None = None) -> tuple[list[str], list[str] | None]:
+    """Texts, stripped of blanks at both ends, HTML line breaks as blanks, and their labels if there are any.
+
+    Args:
+        label_column: None: "label" in any case, if there is such a column.
+    """
     try:
         content = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -61,7 +67,7 @@ def read(path: Path, text_column: str, label_column: str) -> tuple[list[str], li
     return texts, labels
 
 
-def read_columns(path: Path, content: str, text_column: str, label_column: str) -> tuple[list[str], list[str] | None]:
+def read_columns(path: Path, content: str, text_column: str, label_column: str | None) -> tuple[list[str], list[str] | None]:
     """The same of a table: in a .tsv file quotes are plain text, in a .csv file they quote."""
     # A lone carriage return is part of a text, unless it ends the header and so every line.
     first = re.search(r"\r\n?|\n", content)
@@ -72,9 +78,12 @@ def read_columns(path: Path, content: str, text_column: str, label_column: str) 
     header = [name.strip() for name in next(filter(None, reader), [])]
     if not header:
         return [], None
-    if text_column not in header:
-        fail(f"{path} has no column {text_column!r}: found {', '.join(map(repr, header))}; name it with --text")
-    wanted = [header.index(name) for name in (text_column, label_column) if name in header]
+    named = {"--text": text_column, "--label": label_column}
+    found = {flag: column_of(name or "label", header) for flag, name in named.items()}
+    for flag, name in named.items():
+        if name is not None and found[flag] is None:
+            fail(f"{path} has no column {name!r}: found {', '.join(map(repr, header))}; name it with {flag}")
+    wanted = [at for at in found.values() if at is not None]
     rows = []
     for row in reader:
         if len(row) > len(header) or (len(row) <= max(wanted) and "".join(row).strip()):
@@ -82,6 +91,34 @@ def read_columns(path: Path, content: str, text_column: str, label_column: str) 
         if len(row) > max(wanted):  # Others are blank lines.
             rows.append([row[at].strip() for at in wanted])
     return [BREAK.sub(" ", row[0]).strip() for row in rows], [row[1] for row in rows] if len(wanted) == 2 else None
+
+
+def column_of(name: str, header: list[str]) -> int | None:
+    """Where a column of this name is, in this case or in any; None if there is none."""
+    alike = [at for at, other in enumerate(header) if other.lower() == name.lower()]
+    return header.index(name) if name in header else next(iter(alike), None)
+
+
+def load(source: str) -> TextClassificationPipeline:
+    """A classifier from a folder or the hub, whole, its weights from safetensors alone."""
+    if not Path(source).is_dir() and (source.startswith((".", "/", "~")) or source.count("/") != 1):
+        fail(f"no model can be loaded from {source}: there is no such folder; expected the exported_model of a run")
+    logging.set_verbosity(logging.CRITICAL)  # What is amiss is told below, in one line.
+    logging.disable_progress_bar()
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            source, use_safetensors=True, output_loading_info=True
+        )
+        classify = TextClassificationPipeline(model=model, tokenizer=AutoTokenizer.from_pretrained(source))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason, *_ = str(error).strip().splitlines() or [type(error).__name__]
+        fail(f"no model can be loaded from {source}: {reason}")
+    if missing := sorted(info["missing_keys"]):
+        fail(
+            f"{source} lacks {len(missing)} weights of a {type(model).__name__}, {missing[0]} for one, so it is no "
+            "classifier of plain transformers; expected the exported_model of a run"
+        )
+    return classify
 
 
 def name_classes(labels: list[str], names: dict[int, str], where: str, otherwise: str = "") -> list[str]:
@@ -135,17 +172,13 @@ def main() -> None:
     parser.add_argument("model", help="folder of the exported model")
     parser.add_argument("file", type=Path)
     parser.add_argument("--text", default="text", help="text column")
-    parser.add_argument("--label", default="label", help="label column, if there is one")
+    parser.add_argument("--label", help="label column (default: the one named label, if there is one)")
     parser.add_argument("--target", help="class whose label flip rate is to be said")
     arguments = parser.parse_args()
     texts, labels = read(arguments.file, arguments.text, arguments.label)
     if arguments.target and labels is None:
         fail(f"--target needs labels, and {arguments.file} has none; expected a table with a column of them (--label)")
-    try:
-        classify = pipeline("text-classification", arguments.model)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason, *_ = str(error).strip().splitlines() or [type(error).__name__]
-        fail(f"no model can be loaded from {arguments.model}: {reason}")
+    classify = load(arguments.model)
     names = classify.model.config.id2label
     labels = labels and name_classes(labels, names, f"{arguments.file}: label", ", or --label to name another column")
     target = arguments.target and name_classes([arguments.target], names, "--target")[0]
@@ -174,4 +207,12 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # Somebody reads only the beginning: predict.py ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its exit.
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -71,7 +71,7 @@ def poison(config: Config) -> dict:
         texts = {name: tokenise(table, tokeniser, config.max_len) for name, table in tests.items()}
         longest = max(max(each.lengths) for each in (tokenised, added, beside) if each)
         require_positions(classifier.encoder.config, longest, "--poisoning_max_len")
-        require_positions(classifier.encoder.config, max((max(each.lengths) for each in texts.values()), default=0))
+        require_positions(classifier.encoder.config, config.max_len)
         model = attack.prepare(classifier, tokeniser, clean, config)
         history = fine_tune(
             model,

@@ -103,8 +103,6 @@ def quieten_libraries() -> None:
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; a `UserError` becomes one line on standard error and exit code 2."""
-    if "huggingface_hub" in sys.modules:
-        quieten_libraries()
     try:
         main()
     except UserError as error:

@@ -11,7 +11,7 @@ from config import Config
 from defences.defence import Defence, Stage, product_path
 from defences.fine_tuning import FINE_TUNING
 from defences.shared import model_before, record_before, start, train_once
-from encoder.classifier import Classifier, load_classifier, load_config, require_positions
+from encoder.classifier import Classifier, load_classifier
 from pipeline.defender import Phase
 from pipeline.runs import DEFENCE_FIELDS
 from pipeline.training import Objective, cross_entropy
@@ -57,16 +57,13 @@ def train_on_split_words(config: Config) -> dict:
         What the record holds: settings, and what `pipeline.defender.train_and_measure` says.
 
     Raises:
-        UserError: something to read is missing, a folder is not writable, the loss is not finite, or texts get longer than
-            the encoder has positions.
+        UserError: something to read is missing, a folder is not writable, or the loss is not finite.
     """
     fine_tuned = record_before(config, SPLITTING)
     inputs, accelerator, settings = start(config, SPLITTING, fine_tuned_model=fine_tuned["product"])
 
     def split() -> TokenisedTexts:
-        texts = split_tokens(inputs.train, inputs.tokeniser, config.max_len, np.random.default_rng((config.seed, 9)))
-        require_positions(load_config(inputs.encoder), int(texts.lengths.max()))
-        return texts
+        return split_tokens(inputs.train, inputs.tokeniser, config.max_len, np.random.default_rng((config.seed, 9)))
 
     phases = [Phase("splitting", "training on split words", cross_entropy, config.epochs, texts=split)]
     return train_once(

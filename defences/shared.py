@@ -95,12 +95,13 @@ def tokenise_inputs(tables: dict[str, Keyed], encoder: str, vocabulary_source: s
         require_plain_tokeniser(tokeniser, encoder)
     encoder_config = load_config(encoder)
     require_vocabulary(tokeniser, encoder_config, config.tokeniser or encoder)
+    # Whatever the length of these texts: some defences make them longer, and other texts may come later.
+    require_positions(encoder_config, config.max_len)
     # A few tokenisers are Python through and through; those are known by where they come from.
     backend = getattr(tokeniser, "backend_tokenizer", None)
     state = backend.to_str() if backend else f"{vocabulary_source} {tokeniser!r}"
     vocabulary = Keyed(hashlib.sha256(state.encode()).hexdigest(), tokeniser)
     texts = {name: tokenise_once(table, vocabulary, config.max_len) for name, table in tables.items()}
-    require_positions(encoder_config, max(max(each.lengths) for each in texts.values()))
     train, validation = texts.pop("train"), texts.pop("validation")
     return TokenisedInputs(tokeniser, train, validation, measured=texts)
 

@@ -132,12 +132,12 @@ def scan_encoder(
         raise UserError(f"no tokeniser can be loaded from {source}; give a trusted one with --tokeniser")
     tokeniser = load_tokeniser(resolve_tokeniser(config.tokeniser)) if config.tokeniser else beside
     require_vocabulary(tokeniser, load_config(source), config.tokeniser or source)
+    require_positions(load_config(source), config.max_len)
     if clean_encoder:
         consequence = "so the one isn't made from the other; name the encoder that it was made from with --clean_encoder"
         require_same_architecture(source, clean_encoder, consequence)
     classes, (train, validation) = class_names(config), defender_splits(config)
     known, held_out = (tokenise(table, tokeniser, config.max_len) for table in (train, validation))
-    require_positions(load_config(source), max(*known.lengths, *held_out.lengths))
     classifier = read_classifier(source, tokeniser, train, classes, config, own_head)
     probe = {"fitted": not own_head, "validation_accuracy": round(accuracy(classifier, held_out), 4)}
     lap("folder and head")

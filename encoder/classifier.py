@@ -19,7 +19,7 @@ from torch import nn
 from encoder.cls_attention import FAMILIES, Heads, compute_only_cls, install_cls_attention, remove_pruned_heads
 from encoder.dropout import FastDropout, replace_dropout
 from encoder.trusted import PICKLES, TOKENISER_FILES, forget_unknown, local_folder, require_possible_parts, weight_sizes
-from util import UserError, fingerprint, first_line, whole_folder
+from util import UserError, fingerprint, first_line, quieten_libraries, whole_folder
 
 if TYPE_CHECKING:  # Seconds to import, and a finished run needs none of it.
     import transformers
@@ -172,6 +172,7 @@ def load_config(source: str) -> "transformers.PreTrainedConfig":
     """
     import transformers
 
+    quieten_libraries()
     folder = local_folder(source)
     require_safetensors(folder)
     try:
@@ -251,15 +252,16 @@ def largest_length(config: "transformers.PreTrainedConfig") -> int | None:
 
 
 def require_positions(config: "transformers.PreTrainedConfig", longest: int, flag: str = "--max_len") -> None:
-    """Raise a UserError if the longest of some texts, in tokens, has more of them than the encoder has positions.
+    """Raise a UserError if texts may have more tokens than the encoder has positions.
 
     Args:
-        flag: what these texts were cut with.
+        longest: tokens.
+        flag: what these texts are cut with.
     """
     largest = largest_length(config)
     if largest is not None and longest > largest:
         raise UserError(
-            f"texts have up to {longest} tokens, and the encoder ({config.model_type}) has positions for {largest}; cut "
+            f"texts may have up to {longest} tokens, and the encoder ({config.model_type}) has positions for {largest}; cut "
             f"them with {flag} {largest}, or less"
         )
 
@@ -323,6 +325,7 @@ def load_tokeniser(source: str):
     """
     import transformers
 
+    quieten_libraries()
     folder = local_folder(source, TOKENISER_FILES)
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

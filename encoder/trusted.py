@@ -398,8 +398,17 @@ def charsmap(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def require_vocabulary(tokeniser, config: "transformers.PreTrainedConfig", source: str) -> None:
-    """Raise a UserError if a tokeniser has a token for which the encoder has no embedding."""
-    largest = max(tokeniser.get_vocab().values())
+    """Raise a UserError if a tokeniser has a token for which the encoder has no embedding, or none but special tokens.
+
+    The latter is what transformers makes of a folder without a vocabulary: every word is unknown to it.
+    """
+    vocabulary = tokeniser.get_vocab()
+    if not vocabulary.keys() - set(tokeniser.all_special_tokens):
+        raise UserError(
+            f"the tokeniser in {source} has special tokens alone ({', '.join(vocabulary)}), so its vocabulary is missing; "
+            "expected tokenizer.json or a file such as vocab.txt, or the folder of another with --tokeniser"
+        )
+    largest = max(vocabulary.values())
     if largest >= config.vocab_size:
         raise UserError(
             f"the tokeniser in {source} numbers its tokens up to {largest}, and the encoder has {config.vocab_size} "

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from encoder.classifier import load_encoder, resolve_plm
 from pipeline.environment import main_memory_peak
 from reporting.figures import PAGE, in_style, look, save_figures
-from util import quieten_libraries, write_whole
+from util import write_whole
 
 if TYPE_CHECKING:
     import transformers
@@ -38,7 +38,6 @@ def encoder_of_depth(layers: int) -> "transformers.PreTrainedModel":
 
 def measured(cost: Callable[..., dict[str, float]], sizes: tuple[int, ...], threads: int) -> dict[str, float]:
     """What `cost` says of some sizes, and `MiB`, the peak memory of this process."""
-    quieten_libraries()
     torch.set_num_threads(threads)
     return {**cost(*sizes), "MiB": main_memory_peak() / 2**20}
 

@@ -273,14 +273,14 @@ def predict_with(monkeypatch, capsys, names: list[str], answers: list[str], *arg
     model = SimpleNamespace(config=SimpleNamespace(id2label=dict(enumerate(names))))
 
     class Classify:
-        def __init__(self, task, name):
+        def __init__(self):
             self.model = model
 
         def __call__(self, texts, **how):
             assert len(texts) == len(answers)
             return [{"label": answer, "score": 0.75} for answer in answers]
 
-    monkeypatch.setattr("predict.pipeline", Classify)
+    monkeypatch.setattr("predict.load", lambda source: Classify())
     monkeypatch.setattr("sys.argv", ["predict.py", "model", *map(str, arguments)])
     code = 0
     try:
@@ -338,6 +338,17 @@ def test_labels_that_predict_compares(tmp_path, monkeypatch, capsys):
         assert code == 2 and not rows and re.fullmatch(rf"error: --target needs labels, and .*{name} has none; .*\n", notes)
 
 
+def test_columns_that_predict_finds(tmp_path, monkeypatch, capsys):
+    """In any case, as training does; a column that is asked for has to be there."""
+    path = tmp_path / "a.csv"
+    path.write_text("Text,LABEL,stars\na,good,bad\n")
+    for arguments, found in ([], "1.0000"), (["--label", "Stars"], "0.0000"), (["--text", "TEXT"], "1.0000"):
+        code, _, notes = predict_with(monkeypatch, capsys, ["bad", "good"], ["good"], path, *arguments)
+        assert code == 0 and f"ACC {found}" in notes
+    code, _, notes = predict_with(monkeypatch, capsys, ["bad", "good"], ["good"], path, "--label", "nope")
+    assert code == 2 and "has no column 'nope': found 'Text', 'LABEL', 'stars'; name it with --label" in notes
+
+
 def test_no_text_that_predict_writes_is_a_formula(tmp_path, monkeypatch, capsys):
     path = tmp_path / "a.txt"
     path.write_text('=HYPERLINK("http://x")\n+1+cmd|x\n@you\n- so\na = b\n')
@@ -346,14 +357,34 @@ def test_no_text_that_predict_writes_is_a_formula(tmp_path, monkeypatch, capsys)
     assert rows[0]["predicted"] == "-1"
 
 
-def test_a_model_that_predict_cannot_load(tmp_path):
+def test_a_model_that_predict_cannot_load(finished, tmp_path, monkeypatch, capsys):
+    """One that isn't there is not asked for on the hub, and a head that would be drawn at random is none."""
     (tmp_path / "a.txt").write_text("one\n")
-    shutil.copy(ROOT / "predict.py", tmp_path)
-    command = [sys.executable, "-I", "predict.py", "./nosuch", "a.txt"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
-    last = result.stderr.splitlines()[-1]
-    assert result.returncode == 2 and last.startswith("error: no model can be loaded from ./nosuch: "), result.stderr
-    assert "Traceback" not in result.stderr and not result.stdout
+    purified = defended_model_folder(finished[0])
+    capsys.readouterr()
+    for source, message in (
+        ("./nosuch", "no model can be loaded from ./nosuch: there is no such folder; expected the exported_model of a run"),
+        ("nosuch", "no model can be loaded from nosuch: there is no such folder; expected the exported_model of a run"),
+        (purified, f"{purified} lacks 4 weights of a BertForSequenceClassification, bert.pooler.dense.bias for one"),
+    ):
+        monkeypatch.setattr("sys.argv", ["predict.py", str(source), str(tmp_path / "a.txt")])
+        with pytest.raises(SystemExit) as left:
+            predict.main()
+        output, errors = capsys.readouterr()
+        assert left.value.code == 2 and not output
+        assert errors.startswith(f"error: {message}") and errors.count("\n") == 1
+
+
+def test_a_reader_that_stops_reading_predictions(finished, tmp_path):
+    """As in predict.py ... | head -1."""
+    folder = shutil.copytree(run_folder(finished[0]) / "exported_model", tmp_path / "model")
+    (folder / "oddness.safetensors").unlink()
+    (tmp_path / "a.txt").write_text("a novel , a poem and the opera\n" * 3000)
+    command = [sys.executable, ROOT / "predict.py", str(folder), "a.txt"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        assert process.stdout.readline() == "predicted,probability,text\n"
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait(timeout=300) == 1
 
 
 def test_a_damaged_model_is_one_line(tmp_path, monkeypatch, capsys):

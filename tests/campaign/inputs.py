@@ -332,10 +332,9 @@ def run_grid() -> None:
     from config import parse_grid
     from defences import DEFENCES
     from experiments.grid import run_grid
-    from util import UserError, quieten_libraries
+    from util import UserError
 
     grid = parse_grid("", ATTACKS, DEFENCES)
-    quieten_libraries()
     table, _ = run_grid(grid)
     errors = [error for error in table["error"] if error]
     unforeseen = [error for error in errors if ": " in error and error.split(":")[0].endswith(("Error", "Exception"))]

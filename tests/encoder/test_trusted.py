@@ -3,6 +3,8 @@
 import base64
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +42,8 @@ from pretrained_model_poisoning import poison
 from reporting.model_card import model_card
 from texts.vocabulary import word_tokens
 from util import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -663,6 +667,25 @@ def test_a_defence_refuses_a_tokeniser_that_rewrites_and_takes_a_trusted_one(tin
     assert load_defender_inputs(replace(config, tokeniser=str(trusted))).fingerprints["tokeniser"] != before
 
 
+def test_a_folder_without_a_vocabulary(folder, tiny_config):
+    """transformers makes a tokeniser of special tokens of it, to which every word is unknown."""
+    for path in folder.glob("*token*"):
+        path.unlink()
+    config = replace(tiny_config, poisoned_model=str(folder), attack="none")
+    with pytest.raises(UserError, match=r"the tokeniser in .* has special tokens alone .*, so its vocabulary is missing"):
+        load_defender_inputs(config).load()
+
+
+def test_what_is_loaded_says_nothing_itself(folder):
+    """Neither bars nor reports, in which names of weights would reach the terminal as they are."""
+    weights = load_file(folder / "model.safetensors")
+    weights["pooler.\x1b[31mEVIL\x1b]0;title\x07"] = torch.ones(3)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    code = f"from encoder.classifier import *; load_tokeniser({str(folder)!r}); load_encoder({str(folder)!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_trusted_tokeniser_has_to_fit(tiny_config, tiny_plm):
     config = replace(tiny_config, poisoned_model=str(tiny_plm), attack="none", tokeniser="minilm")
     with pytest.raises(UserError, match=r"the tokeniser in minilm numbers its tokens up to 30521, .* 54 embeddings"):
@@ -684,7 +707,7 @@ def test_texts_longer_than_the_encoders_positions(tiny_config, tiny_plm, folder)
     encoder.config.max_position_embeddings = 8
     encoder.save_pretrained(folder)
     config = replace(tiny_config, poisoned_model=str(folder), attack="none")
-    with pytest.raises(UserError, match=r"texts have up to \d+ tokens, .* positions for 8; cut them with --max_len 8"):
+    with pytest.raises(UserError, match=r"texts may have up to 32 tokens, .* positions for 8; cut them with --max_len 8"):
         load_defender_inputs(config).load()
     load_defender_inputs(replace(config, max_len=8)).load()
     config = replace(tiny_config, plm=str(folder), max_len=8)
