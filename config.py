@@ -127,7 +127,7 @@ class Config:
     measured_regions: int = 300
     """erase_relearn: regions of the vocabulary of which it is measured how far their words push the fine-tuned model, so that those which push most are put into the texts that the task is relearnt on; 0: any region's."""
     erase_forgetting_epochs: int = 1
-    """erase_relearn: passes over the clean train set with random labels, before anything else; 0 leaves them out."""
+    """erase_relearn: passes over the clean train set with random labels, before anything is erased; 0 leaves them out."""
     erase_forgetting_rate: float = 2e-4
     """erase_relearn: AdamW's peak learning rate in these passes; linear decay to 0."""
     erase_rounds: int = 4

@@ -1,4 +1,4 @@
-"""Classify a file of texts with an exported model; needs transformers and nothing of this project, so it can be copied.
+"""Classify a file of texts with an exported model; needs torch and transformers alone, so the file can be copied anywhere.
 
     python predict.py results/RUN/exported_model texts.txt > predictions.csv
     python predict.py results/RUN/exported_model test.tsv > predictions.csv                 # labelled: says the accuracy

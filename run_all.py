@@ -12,8 +12,8 @@
 Stages: poisoned data, poisoning, head pruning, attention normalisation. A stage that is finished with the same settings is
 not run again; a run that was killed goes on where it stopped. Without an attack the last stage is an export to plain
 transformers, with a model card. ENCODER is a folder or a hub id. Fine-tuning alone is shown beside any defence. With several
-attacks, defences, seeds, learning rates, penalties or pruning criteria, all combinations are run and aggregated; so is a
-single one with --benign_floor, --detection, --table, --workers or --engine.
+attacks, defences, seeds, learning rates, penalties, pruning criteria or mixing shares, all combinations are run and
+aggregated; so is a single one with --benign_floor, --detection, --table, --workers or --engine.
 """
 
 import importlib

@@ -1,6 +1,6 @@
 """MBTSAD: retrain on texts whose words are cut in two, then distil that model's attention (Ding et al., ICTAI 2024).
 
-Known to this project from its abstract alone: docs/purifiers.md says what was made of it.
+Known to this project from its abstract and a summary alone: docs/purifiers.md says what was made of it.
 """
 
 import numpy as np
