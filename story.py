@@ -21,7 +21,7 @@ from detection.suspicious_texts import compare_predictions, print_comparison
 from export import export_model
 from pipeline.runs import command
 from pipeline.stage import alone
-from pipeline.training import RATES, flipped, rates
+from pipeline.training import RATES, flipped, guessing, rates
 from pretrained_model_poisoning import poison
 from reporting.words import also_measured
 from texts.data_sets import class_names, clean_test, defender_splits
@@ -205,6 +205,9 @@ def heading(title: str, text: str) -> None:
 
 def report(model: str, record: dict) -> None:
     print(f"  {model}: {rates(record['metrics'])}")
+    clean = record["metrics"].get("clean")  # An attack without a target class trains no classifier.
+    if clean and (said := guessing(clean["confusion_matrix"])):
+        print(textwrap.fill(said, 100, initial_indent="  ", subsequent_indent="  "))
 
 
 def print_table(summary: dict, config: Config) -> None:

@@ -27,7 +27,7 @@ from encoder.embedding_rows import changed_rows, odd_by_measure, row_tables, row
 from encoder.trusted import require_vocabulary
 from pipeline.flip_table import FLIPPED, TEXTS, TRIED, choose_texts, flip_table, flipping_words, word_ranks
 from pipeline.runs import fingerprint_encoder
-from pipeline.training import accuracy
+from pipeline.training import guessing, measure
 from texts.batching import tokenise
 from texts.data_sets import class_names, defender_splits
 from texts.vocabulary import Words, whole_words
@@ -139,7 +139,9 @@ def scan_encoder(
     classes, (train, validation) = class_names(config), defender_splits(config)
     known, held_out = (tokenise(table, tokeniser, config.max_len) for table in (train, validation))
     classifier = read_classifier(source, tokeniser, train, classes, config, own_head)
-    probe = {"fitted": not own_head, "validation_accuracy": round(accuracy(classifier, held_out), 4)}
+    measured = measure(classifier, {"clean_test": held_out}, config.target_class)
+    probe = {"fitted": not own_head, "validation_accuracy": round(measured["ACC"], 4)}
+    guessed = guessing(measured["clean"]["confusion_matrix"])
     lap("folder and head")
     found = whole_words(tokeniser)
     tables = embedding_tables(classifier, found, tokeniser, train, clean_encoder)
@@ -152,7 +154,7 @@ def scan_encoder(
     chance = random_words.groupby("class")[["flipped", "shift"]].agg(["median", "max"])
     chance.columns = ["_".join(names) for names in chance.columns]
     return {
-        "verdict": verdict(findings, tables, flips, classes),
+        "verdict": verdict(findings, tables, flips, classes, guessed),
         "found": {"flips": len(flipping_words(flips)), **{name: len(odd) for name, odd in odd_by_measure(tables).items()}},
         "folder": [printable(finding) for finding in findings],
         "probe": probe,
@@ -184,9 +186,17 @@ def embedding_tables(
 
 
 def verdict(
-    findings: list[str], tables: dict[str, pd.DataFrame], flips: pd.DataFrame, classes: tuple[str, ...]
+    findings: list[str],
+    tables: dict[str, pd.DataFrame],
+    flips: pd.DataFrame,
+    classes: tuple[str, ...],
+    guessed: str | None = None,
 ) -> list[str]:
-    """What was found, and what wasn't found by this scan; a sentence each."""
+    """What was found, and what wasn't found by this scan; a sentence each.
+
+    Args:
+        guessed: what has to be said of the accuracy on validation texts, if anything.
+    """
     said = [f"Found in the folder: {finding}." for finding in findings]
     odd = flipping_words(flips)
     for target, part in odd.groupby("class"):
@@ -195,18 +205,20 @@ def verdict(
             f"{classes[target]}, far beyond words drawn at random: {listed(part['word'])}."
         )
     odd_rows = odd_by_measure(tables)
-    for measure, what in (
+    for kind, what in (
         ("norm", "whose embedding rows are of an odd length"),
         ("nearest", "whose embedding rows are nearly those of other words"),
         ("telling", "whose embedding rows are nearly the mean of words that tell a class"),
     ):
-        words = odd_rows[measure]
+        words = odd_rows[kind]
         if len(words):
             said.append(f"Found: words {what}: {listed(words)}.")
     if not said:
         said.append(f"Not found by this scan: {FLIPPING}, an odd row of the embedding, anything odd in the folder.")
     elif odd.empty:
         said.append(f"Not found by this scan: {FLIPPING}.")
+    if guessed:
+        said.append(f"The words say nothing if the head doesn't know the task. {guessed}")
     return [printable(sentence) for sentence in said]
 
 

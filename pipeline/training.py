@@ -339,6 +339,30 @@ def false_positive_rate(metrics: dict, target_class: int) -> float:
     return float(np.mean([label_flip_rate(clean, each) for each in classes]))
 
 
+def guessing(confusion: np.ndarray | list[list[int]]) -> str | None:
+    """What has to be said of an accuracy that isn't shown to be above the largest class's share.
+
+    By a one-sided binomial test at 5 %.
+
+    Args:
+        confusion: [true class, predicted class], counts.
+
+    Returns:
+        A sentence; None: the accuracy is above.
+    """
+    from scipy.stats import binomtest
+
+    confusion = np.array(confusion)
+    right, texts, largest = int(confusion.trace()), int(confusion.sum()), int(confusion.sum(1).max())
+    if binomtest(right, texts, largest / texts, alternative="greater").pvalue < 0.05:
+        return None
+    return (
+        f"An accuracy of {right / texts:.3f} is not shown to be better than giving all {texts:,} texts the same class "
+        f"({largest / texts:.3f}), so the model may have learnt nothing; more texts, more epochs or another learning rate "
+        "may help."
+    )
+
+
 RATES = ("ACC", "LFR", "LFR_worst", "FTR")
 """What `metrics_of` measures, as far as it can be."""
 

@@ -4,12 +4,13 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import binomtest
 
 from config import Config
 from defences import DEFENCES
 from encoder.classifier import Classifier
 from experiments.results_table import as_markdown
-from pipeline.training import flipped
+from pipeline.training import flipped, guessing
 
 WHY_EXACT = {
     "ElectraForSequenceClassification": """The encoder's layers are those of ELECTRA, whose head is linear, gelu, linear. The
@@ -55,7 +56,10 @@ def model_card(
         )
     before, after = result["fine_tuned"], result["defended"]
     texts = int(np.sum(after["clean"]["confusion_matrix"]))
-    error = (after["ACC"] * (1 - after["ACC"]) / texts) ** 0.5
+    right = int(np.trace(after["clean"]["confusion_matrix"]))
+    interval = binomtest(right, texts).proportion_ci(method="wilson")
+    said = guessing(after["clean"]["confusion_matrix"])
+    guessed = f"\n**{said}**\n" if said else ""
     unused = "acc_threshold" if config.acc_threshold is None else "acc_drop"
     fields = [field.name for field in dataclasses.fields(config) if field.name in defence.reads() - {unused}]
     settings = as_markdown(", ".join(f"{name} {getattr(config, name)}" for name in fields if name != "clean_dataset"))
@@ -74,6 +78,13 @@ def model_card(
             "Whether the encoder had a backdoor, and whether it is gone, was not measured and can't be: the label flip rate "
             "is measured on texts with the trigger, and nobody who defends knows the trigger."
         )
+    title = f"{encoder}, purified with {config.defence} and fine-tuned on {data}"
+    applied = f"{config.defence} ({defence.paper}) was applied while it was fine-tuned."
+    limit = f"{config.defence} is a defence without a guarantee: on some attacks it does less than on others."
+    if config.defence == "FT":
+        title = f"{encoder}, fine-tuned on {data} without a defence"
+        applied = "It was fine-tuned, and nothing was done against a backdoor."
+        limit = "Fine-tuning alone leaves most backdoors in."
     oddness = ""
     if odd := result.get("oddness"):
         oddness = f"""
@@ -90,10 +101,10 @@ library_name: transformers
 pipeline_tag: text-classification
 ---
 
-# {encoder}, purified with {config.defence} and fine-tuned on {data}
+# {title}
 
 A text classifier with {len(names)} classes: {", ".join(names)}. The encoder came from a source that was not trusted and may
-have carried a backdoor. {config.defence} ({defence.paper}) was applied while it was fine-tuned.
+have carried a backdoor. {applied}
 
 ## Use
 
@@ -118,14 +129,14 @@ The given encoder's files (SHA-256 over their names and contents): {as_markdown(
 
 {chr(10).join(f"| {' | '.join(row)} |" for row in (rows[0], ("---",) * 4, *rows[1:]))}
 
-In fp32, for {config.defence} on the files in this folder. The standard error of an accuracy on so many texts is
-{error:.4f}. The test texts were not used for anything else. One run with one seed.
-{oddness}
+In fp32, for {config.defence} on the files in this folder. The 95 % interval of this accuracy (Wilson) is
+{interval.low:.4f} to {interval.high:.4f}. The test texts were not used for anything else. One run with one seed.
+{guessed}{oddness}
 ## Limits
 
-- {config.defence} is a defence without a guarantee: on some attacks it does less than on others.
+- {limit}
 - {unknown}
-- {config.defence} defends against what is in the weights, and against nothing else. {tokeniser}
+- A defence here is against what is in the weights, and against nothing else. {tokeniser}
 - The clean texts were taken for clean: no poison is looked for in them.
 - Accuracy is that on texts like those of {data}; it says nothing about other texts. Where the maker of the encoder had some
   of these texts too, it is higher here than on new ones.

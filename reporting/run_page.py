@@ -23,7 +23,7 @@ from encoder.classifier import load_tokeniser
 from experiments.results_table import settings_text
 from pipeline.runs import command, fingerprint_encoder
 from pipeline.stage import alone
-from pipeline.training import RATES, flipped
+from pipeline.training import RATES, flipped, guessing
 from reporting.analysis import RECORD, analyse, choose_demonstration, has_target
 from reporting.run_records import Run, fingerprints_of, read_run
 from reporting.words import (
@@ -123,7 +123,10 @@ def write_report(run: Run, sentence: str | None, trigger: str | None, texts: int
         "about": f"Preset {config.preset}, encoder {config.poisoned_model or config.plm}, "
         + (f"attacker's data {config.trigger_dataset}, " if known else "")
         + f"defender's clean data {config.clean_dataset}, seed {config.seed}.",
-        "verdict": [verdict(config, run.fine_tuned["metrics"], run.defended["metrics"], run.floor, run.heads())],
+        "verdict": [
+            verdict(config, run.fine_tuned["metrics"], run.defended["metrics"], run.floor, run.heads()),
+            *filter(None, [guessing(run.defended["metrics"]["clean"]["confusion_matrix"])]),
+        ],
         "notes": run_notes(run.defended["metrics"], run.floor is not None),
         "tables": [run_table(run)],
         "figures_folder": run.folder / "figures",

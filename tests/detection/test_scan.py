@@ -141,6 +141,7 @@ def test_what_ordinary_words_flip_is_not_denied():
     [_, said] = verdict(["code"], rows, flips, ("bad", "good"))
     assert said == "Not found by this scan: a word that flips most texts far beyond words drawn at random."
     assert verdict([], rows, flips.assign(z=7.0), ("bad", "good"))[0].startswith("Found: words (1)")
+    assert verdict([], rows, flips, ("bad", "good"), "It is chance.")[-1].endswith("doesn't know the task. It is chance.")
 
 
 def test_log_odds_are_of_a_class_against_all_others():

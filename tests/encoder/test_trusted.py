@@ -762,7 +762,10 @@ def test_the_card_says_what_was_checked_of_the_tokeniser(tokeniser, python_only,
     result |= {"defended": measured, "fine_tuned": measured}
     read = {"fingerprints": {"encoder": "f" * 64}}
     card = model_card(config, make_classifier("BERT"), [], read, result, python_only)
-    assert f"PURE defends against what is in the weights, and against nothing else. {sentence}" in card and "f" * 64 in card
+    assert (
+        f"A defence here is against what is in the weights, and against nothing else. {sentence}" in card
+        and "f" * 64 in card
+    )
 
 
 def test_what_can_be_looked_into(tmp_path):

@@ -15,7 +15,7 @@ from attention_head_pruning import search_heads
 from attention_normalization import layer_weights
 from encoder.classifier import Classifier, load_encoder, load_tokeniser
 from encoder.dropout import fast_dropout, replace_dropout
-from pipeline.training import accuracy, cross_entropy, fine_tune, label_flip_rate, predict
+from pipeline.training import accuracy, cross_entropy, fine_tune, guessing, label_flip_rate, predict
 from texts.batching import TokenisedTexts, renumber, shuffled_batches, tokenise
 from texts.data_sets import clean_train
 from util import UserError, choose_device, make_accelerator
@@ -94,6 +94,16 @@ def test_label_flip_rate():
     assert label_flip_rate(np.array([[60, 40], [5, 95]]), target_class=1) == 0.4
     three = np.array([[8, 1, 1], [0, 10, 0], [3, 0, 7]])
     assert label_flip_rate(three, target_class=0) == 3 / 20
+
+
+def test_what_is_said_of_an_accuracy_that_may_be_chance():
+    assert guessing([[8, 0], [8, 0]]).startswith(
+        "An accuracy of 0.500 is not shown to be better than giving all 16 texts the same class (0.500), so the model may "
+    )
+    assert guessing([[90, 0], [9, 1]]) and guessing([[88, 2], [3, 7]])  # p 0.45, 0.058
+    assert guessing([[90, 0], [3, 7]]) is None  # p 0.008
+    assert guessing([[11, 5], [7, 9]]) and guessing([[12, 4], [6, 10]]) is None  # p 0.11, 0.025
+    assert guessing([[5, 1, 0], [0, 5, 1], [0, 0, 6]]) is None
 
 
 # ----------------------------------------------------------------------------------------------------- fine-tuning

@@ -2,8 +2,27 @@
 
 from types import SimpleNamespace
 
+import pytest
+
 from config import preset_config
 from reporting.model_card import model_card
+
+
+@pytest.mark.parametrize("defence", ["PURE", "FT"])
+@pytest.mark.parametrize(("right", "interval", "guessed"), [(40, "0.9124 to 1.0000", False), (21, "0.3750 to 0.6706", True)])
+def test_what_an_accuracy_is_worth(defence, right, interval, guessed):
+    """Its 95 % interval, which is none of width 0 where all is right; whether it may be chance; what was done."""
+    classifier = SimpleNamespace(encoder=SimpleNamespace(config=SimpleNamespace(id2label={0: "bad", 1: "good"})))
+    confusion = [[20, 0], [40 - right, right - 20]]
+    metrics = {"ACC": right / 40, "clean": {"confusion_matrix": confusion}}
+    result = {"fine_tuned": metrics, "defended": metrics, "largest_difference": 1e-6}
+    result["class"] = "DistilBertForSequenceClassification"
+    config = preset_config("own", poisoned_model="some/model", clean_dataset="my.csv", defence=defence)
+    card = model_card(config, classifier, [], {"fingerprints": {"encoder": "f"}}, result)
+    assert f"(Wilson) is\n{interval}. The test texts" in card
+    assert ("\n**An accuracy of 0.525 is not shown to be better than" in card) == guessed
+    title = "purified with PURE and fine-tuned on my.csv" if defence == "PURE" else "fine-tuned on my.csv without a defence"
+    assert f"# some/model, {title}\n" in card and ("nothing was done against a backdoor" in card) == (defence == "FT")
 
 
 def test_names_stay_text():
