@@ -1,8 +1,8 @@
 """Classify a file of texts with an exported model; needs torch and transformers alone, so the file can be copied anywhere.
 
-    python predict.py results/RUN/exported_model texts.txt > predictions.csv
-    python predict.py results/RUN/exported_model test.tsv > predictions.csv                 # labelled: says the accuracy
-    python predict.py results/RUN/exported_model triggered.csv --target 1 > predictions.csv # and the label flip rate
+    python predict.py results/RUN/PURE/exported_model texts.txt > predictions.csv
+    python predict.py results/RUN/PURE/exported_model test.tsv > predictions.csv                # labelled: says the accuracy
+    python predict.py results/RUN/PURE/exported_model triggered.csv --target 1 > predictions.csv # and the label flip rate
 
 A .tsv or .csv file has a header; its text and label columns are named with --text and --label. Any other file has one text
 per line. Classes are named as the model names them, in any case, or numbered from 0. In the output, a text that begins with

@@ -15,7 +15,7 @@ from attacks.planted import poisoned_model_folder, read_poisoned
 from config import Config
 from Data.make_poisoned_data import make_poisoned_data
 from defences import DEFENCES
-from defences.defence import Stage, as_defence, record_path, run_folder, run_stage, stage_folder
+from defences.defence import Stage, as_defence, defended_model_folder, record_path, run_folder, run_stage, stage_folder
 from defences.fine_tuning import FINE_TUNING
 from detection.suspicious_texts import compare_predictions, print_comparison
 from export import export_model
@@ -186,8 +186,7 @@ def export_or_say_why_not(config: Config) -> dict | None:
     except UserError as error:
         print(f"  left out: {printable(str(error))}")
         former = load_json(folder / "evaluation.json")
-        model = DEFENCES[config.defence].last.product
-        if former and former.get("product") != fingerprint_folder(folder.with_name(model)):
+        if former and former.get("product") != fingerprint_folder(defended_model_folder(config)):
             aside = folder.with_name("exported_model_of_an_earlier_run")
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
@@ -265,7 +264,7 @@ def kept_files(summary: dict, config: Config) -> list[tuple[Path, str, str]]:
     tuned = stage_folder(own[0][2], FINE_TUNING)
     files = [(tuned, f"{FINE_TUNING.product}/", "the encoder after fine-tuning alone, and its head")]
     if len(own) > 1:
-        files.append((folder, f"{last.product}/", f"the same after {config.defence}"))
+        files.append((stage_folder(own[-1][2], last), f"{last.product}/", f"the same after {config.defence}"))
     files.append((folder, "metrics.json", "these numbers with confusion matrices"))
     files.append((folder, "config.json", "every setting"))
     for _, stage, of_stage in own:

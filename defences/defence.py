@@ -66,7 +66,7 @@ class Defence:
 
 
 def stage_folder(config: Config, stage: Stage) -> Path:
-    """Folder of what a stage keeps, and of what belongs to a run that ends with it.
+    """Folder of what a stage keeps.
 
     Args:
         config: with what its defence changes in it.
@@ -103,8 +103,8 @@ def run_stage(stage: Stage, config: Config) -> dict:
 
 
 def run_folder(config: Config) -> Path:
-    """Folder of what a run keeps beside its last stage's record."""
-    return stage_folder(as_defence(config), DEFENCES[config.defence].last)
+    """Folder of what belongs to a run as a whole: its numbers, page and export. Stages may lie above it, of several runs."""
+    return stage_folder(as_defence(config), DEFENCES[config.defence].last) / config.defence
 
 
 def defended_model_folder(config: Config) -> Path:

@@ -125,10 +125,17 @@ def distil_attention(config: Config) -> dict:
         objective = distillation(model_before(config, DISTILLING).to(accelerator.device).eval())
         return load_classifier(product_path(config, FINE_TUNING), config.classifier_dropout)
 
-    phase = Phase("distilling", "distilling attention", lambda model, batch: objective(model, batch), config.epochs)
-    return train_once(config, DISTILLING, [phase], inputs=inputs, accelerator=accelerator, settings=settings, begin=student)[
-        0
-    ]
+    phase = Phase(
+        "distilling",
+        "distilling attention",
+        lambda model, batch: objective(model, batch),
+        config.epochs,
+        texts_of=lambda epoch: inputs.train,  # As they are: the teacher doesn't know numbers of used rows alone.
+    )
+    record, _ = train_once(
+        config, DISTILLING, [phase], inputs=inputs, accelerator=accelerator, settings=settings, begin=student
+    )
+    return record
 
 
 def splitting_told(config: Config) -> str:
@@ -177,6 +184,7 @@ DISTILLING = Stage(
     after=SPLITTING,
     phases={"distilling": "distilling attention (MBTSAD)"},
     passes=lambda config: config.epochs,
+    method=2,
 )
 
 MBTSAD = Defence(paper="Ding et al., ICTAI 2024", last=DISTILLING)

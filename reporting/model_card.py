@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import binomtest
 
 from config import Config
 from defences import DEFENCES
@@ -35,6 +34,8 @@ def model_card(
         result: what `export.export_model` has measured.
         python_only: whether the tokeniser can't be looked into (`encoder.trusted.is_python_only`).
     """
+    from scipy.stats import binomtest  # A second to import, which a finished run needs none of.
+
     defence = DEFENCES[config.defence]
     # A folder, a file and a class may have any name, and the card is published.
     encoder = as_markdown(short_name(config.poisoned_model or config.plm))

@@ -22,7 +22,7 @@ from attacks import ATTACKS
 from attacks.planted import read_poisoned
 from config import Config, parse_config
 from defences import DEFENCES
-from defences.defence import defended_model_folder
+from defences.defence import defended_model_folder, run_folder
 from defences.fine_tuning import fine_tuned_model_folder
 from encoder.classifier import Classifier, load_classifier, load_tokeniser
 from pipeline.runs import command
@@ -128,7 +128,7 @@ def trace(config: Config) -> pd.DataFrame:
 
 
 def path_of(config: Config) -> Path:
-    return defended_model_folder(config).parent / "trigger_path.csv"
+    return run_folder(config) / "trigger_path.csv"
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ def run(script: str, *args: str) -> tuple[int, str, str]:
 
 
 def weights(folder: Path) -> bytes:
-    return (folder / "purified_model/model.safetensors").read_bytes()
+    return (folder.parent / "purified_model/model.safetensors").read_bytes()
 
 
 # -------------------------------------------------------------------------------------------------- whole pipeline
@@ -78,7 +78,7 @@ def test_each_stage_as_a_script(tiny_config):
         code, output, errors = run(script, *flags(tiny_config))
         assert code == 0, errors
     assert "purified model in" in output
-    folder = run_folder(tiny_config)
+    folder = run_folder(tiny_config).parent
     pruning = json.loads((folder / "attention_head_pruning.json").read_text())
     assert len(pruning["variance"]) == 2 and len(pruning["variance"][0]) == 4 and len(pruning["layer_variance"]) == 2
     assert pruning["steps"] and {"action", "heads", "pruned", "accuracy"} == set(pruning["steps"][0])
@@ -146,7 +146,7 @@ def test_purified_model_is_what_was_measured(tiny_config):
     """Read back, it has the recorded accuracy; and the encoder needs no gates, its pruned heads are gone."""
     summary = story.run_all(tiny_config)
     assert summary["heads_pruned"] > 0
-    folder = run_folder(tiny_config) / "purified_model"
+    folder = run_folder(tiny_config).parent / "purified_model"
     classifier = load_classifier(folder)
     texts = tokenise(clean_test(tiny_config), load_tokeniser(str(folder)), tiny_config.max_len)
     assert accuracy(classifier, texts) == summary["models"]["PURE"]["ACC"]
@@ -205,7 +205,7 @@ def test_encoder_from_elsewhere(tiny_config):
     config = replace(tiny_config, poisoned_model=tiny_config.plm)
     summary = story.run_all(config)
     assert list(summary["models"]) == ["fine_tuned", "PURE"]
-    assert "tinybert" in run_folder(config).name and not Path(config.poisoned_model_dir).exists()
+    assert "tinybert" in run_folder(config).parent.name and not Path(config.poisoned_model_dir).exists()
 
 
 # ----------------------------------------------------------------------------------------- finished, killed, repeated
@@ -238,15 +238,15 @@ def test_changed_data_runs_the_stages_again(tiny_config, tmp_path, capsys):
 def test_many_settings_still_make_a_folder_name():
     config = preset_config("sst2", triggers=tuple(f"word{number}" for number in range(100)))
     other = replace(config, triggers=(*config.triggers, "more"))
-    assert len(run_folder(config).name) < 200 and run_folder(config) != run_folder(other)
+    assert len(run_folder(config).parent.name) < 200 and run_folder(config) != run_folder(other)
 
 
 def test_every_setting_has_a_folder_of_its_own():
     config, other = preset_config("sst2"), {"seed": 12, "attack": "StyleBkd", "penalty_coefficient": 0.3, "triggers": ("x",)}
     folders = {run_folder(replace(config, **{name: value})) for name, value in other.items()}
     assert len(folders | {run_folder(config)}) == 5
-    assert run_folder(config).name == "sst2_BadNet_minilm_sst2-sst2_seed11"
-    assert run_folder(replace(config, penalty_coefficient=0.3)).name.endswith("_seed11_penalty_coefficient=0.3")
+    assert run_folder(config).parent.name == "sst2_BadNet_minilm_sst2-sst2_seed11"
+    assert run_folder(replace(config, penalty_coefficient=0.3)).parent.name.endswith("_seed11_penalty_coefficient=0.3")
     for name in NOT_SETTINGS:
         if not name.endswith("_dir") and name != "defence":
             assert run_folder(replace(config, **{name: "other"})) == run_folder(config)
@@ -262,7 +262,7 @@ def test_killed_run_goes_on_with_the_same_result(tiny_config, tmp_path, moment):
     checkpoint = {
         "poisoning": poisoned_model_folder(config).with_name(f"{poisoned_model_folder(config).name}.checkpoint.pt"),
         "fine_tuning": stage_folder(config, FINE_TUNING) / "fine_tuning.checkpoint.pt",
-        "normalising": run_folder(config) / "attention_normalization.checkpoint.pt",
+        "normalising": run_folder(config).parent / "attention_normalization.checkpoint.pt",
     }[moment]
     process = start("run_all.py", *flags(config))
     deadline = time.monotonic() + 200
@@ -285,7 +285,7 @@ def test_an_error_is_one_line_and_exit_code_2(tiny_config):
     code, _, errors = run("attention_head_pruning.py", *flags(tiny_config))
     assert code == 2 and errors.startswith("error: no poisoned encoder in ") and errors.count("\n") == 1
     assert "make it with: python pretrained_model_poisoning.py --preset sst2 --plm" in errors
-    assert not run_folder(tiny_config).exists()
+    assert not run_folder(tiny_config).parent.exists()
 
 
 def test_what_a_library_logs_of_a_config_is_no_second_line(tiny_config, tmp_path):
@@ -318,7 +318,8 @@ def test_threshold_above_what_the_model_reaches(tiny_config):
     make_poisoned_data(config)
     with pytest.raises(UserError, match=r"validation accuracy of 0\.\d+ before .* below acc_threshold 0\.999; lower"):
         prune_heads(config)
-    assert not list(run_folder(config).glob("*.json")) and (stage_folder(config, FINE_TUNING) / "fine_tuning.json").exists()
+    assert not list(run_folder(config).parent.glob("*.json"))
+    assert (stage_folder(config, FINE_TUNING) / "fine_tuning.json").exists()
 
 
 def test_output_folder_that_cannot_be_written(tiny_config, tmp_path):

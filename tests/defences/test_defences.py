@@ -21,6 +21,7 @@ from defences.defence import (
     defended_model_folder,
     product_path,
     record_path,
+    run_folder,
     run_stage,
     takes_notice,
 )
@@ -168,6 +169,11 @@ def test_what_a_defence_takes_notice_of():
     assert takes_notice("PURE") == {"learning_rate", "penalty_coefficient", "pruning_criterion"}
     assert takes_notice("prune_only") == {"learning_rate", "pruning_criterion"}
     assert takes_notice("normalise_only") == {"learning_rate", "penalty_coefficient"}
+
+
+def test_no_run_has_another_one_s_folder(tiny_config):
+    """Where stages are shared too: one's export must not be taken for another's."""
+    assert len({run_folder(replace(tiny_config, defence=name)) for name in DEFENCES}) == len(DEFENCES)
 
 
 def test_runs_share_what_does_not_differ(tiny_config):

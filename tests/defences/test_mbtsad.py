@@ -10,6 +10,7 @@ from transformers import BertTokenizer, RobertaTokenizer
 
 from defences import mbtsad
 from defences.mbtsad import distillation, pieces, seen, split_tokens
+from defences.shared import load_defender_inputs
 from encoder.classifier import Classifier, load_encoder
 from pipeline import defender
 from texts.batching import TokenisedTexts
@@ -91,6 +92,17 @@ def test_the_teacher_s_attention_is_what_the_student_comes_to_have(tiny_plm, tex
     assert not any(parameter.grad is not None for parameter in teacher.parameters())
     sum(parts.values()).backward()
     assert not any(parameter.grad is not None for parameter in teacher.parameters())
+
+
+def test_teacher_and_student_read_the_same_texts_as_they_are(given, monkeypatch):
+    """A training may number the tokens that are used anew; the teacher's embedding knows nothing of that."""
+    read, look = [], mbtsad.seen
+    monkeypatch.setattr(mbtsad, "seen", lambda model, batch: read.append(batch["input_ids"]) or look(model, batch))
+    defend(replace(given, defence="MBTSAD", epochs=1))
+    inputs = load_defender_inputs(given)
+    texts = {tuple(ids) for ids in inputs.train.input_ids}
+    rows = [tuple(row[row != inputs.train.pad_token_id].tolist()) for batch in read for row in batch]
+    assert len(rows) == 2 * len(inputs.train) and set(rows) == texts
 
 
 def test_the_student_starts_as_the_fine_tuned_model_and_not_as_its_teacher(given, monkeypatch):

@@ -100,9 +100,10 @@ def test_what_is_said_of_an_accuracy_that_may_be_chance():
     assert guessing([[8, 0], [8, 0]]).startswith(
         "An accuracy of 0.500 is not shown to be better than giving all 16 texts the same class (0.500), so the model may "
     )
-    assert guessing([[90, 0], [9, 1]]) and guessing([[88, 2], [3, 7]])  # p 0.45, 0.058
-    assert guessing([[90, 0], [3, 7]]) is None  # p 0.008
-    assert guessing([[11, 5], [7, 9]]) and guessing([[12, 4], [6, 10]]) is None  # p 0.11, 0.025
+    assert guessing([[90, 0], [9, 1]]) and guessing([[88, 2], [4, 6]])  # z 0.33, 1.33
+    assert guessing([[90, 0], [3, 7]]) is None  # z 2.33
+    assert guessing([[11, 5], [7, 9]]) and guessing([[12, 4], [6, 10]]) is None  # z 1.41, 2.12
+    assert guessing([[10, 0], [0, 0]])  # Of one class nothing can be learnt.
     assert guessing([[5, 1, 0], [0, 5, 1], [0, 0, 6]]) is None
 
 

@@ -208,7 +208,7 @@ def test_analysis_agrees_with_the_records(tiny_run):
     record = json.loads((run_folder(config) / analysis.RECORD).read_text())
     effect, attention = record["trigger_effect"], record["attention"]
     assert effect["flip_rates"][0] == pytest.approx(summary["models"]["fine_tuned"]["LFR"])
-    pruning = json.loads((run_folder(config) / "attention_head_pruning.json").read_text())
+    pruning = json.loads((run_folder(config).parent / "attention_head_pruning.json").read_text())
     assert len(effect["flip_rates"]) == 1 + len(pruning["steps"])
     assert effect["settings"]["texts"] == {"clean": 24, "triggered": 24}
     # The search's end, its heads removed for good instead of gated.
@@ -216,7 +216,7 @@ def test_analysis_agrees_with_the_records(tiny_run):
     classifier.attention.pruned = {int(layer): heads for layer, heads in pruning["pruned_heads"].items()}
     remove_pruned_heads(classifier.attention)
     classifier.attention.pruned = {}
-    tokeniser = load_tokeniser(str(run_folder(config) / "purified_model"))
+    tokeniser = load_tokeniser(str(run_folder(config).parent / "purified_model"))
     texts = {name: tokenise(table, tokeniser, config.max_len) for name, table in measured_tables(config).items()}
     assert measure(classifier, texts, config.target_class)["LFR"] == effect["flip_rates"][-1]
     negative = [tokenise(other_classes(table, 1, 500), tokeniser, config.max_len) for table in (clean_test(config),)]
@@ -227,7 +227,7 @@ def test_analysis_agrees_with_the_records(tiny_run):
     assert not np.allclose(effect["variance_clean"], effect["variance_triggered"], rtol=1e-3)
     tokens = attention["tokens"]
     assert [token for token, marked in zip(tokens, attention["marked"], strict=True) if marked] == ["bb"]
-    purified = load_classifier(run_folder(config) / "purified_model")
+    purified = load_classifier(run_folder(config).parent / "purified_model")
     rows, shares = cls_attention_by_layer(purified, tokeniser("bad film to be honest bb")["input_ids"])
     np.testing.assert_allclose(attention["attention"]["defended"], rows, rtol=1e-5)
     np.testing.assert_allclose(rows.sum(1), 1, rtol=1e-5)
@@ -285,11 +285,11 @@ def test_a_page_is_drawn_once_and_again_when_something_changed(tiny_run, tmp_pat
     assert draws() and not draws()
     page.write_text(page.read_text().replace("made-from", "made"))
     assert draws() and not draws()
-    record = page.parent / "attention_normalization.json"
+    record = page.parents[1] / "attention_normalization.json"
     record.write_text(record.read_text().replace('"ACC": ', '"ACC": 0'))  # A number that JSON doesn't know: no such record.
     with pytest.raises(UserError, match="is not finished"):
         report_run(config)
-    shutil.copy(run_folder(tiny_run[0]) / record.name, record)
+    shutil.copy(run_folder(tiny_run[0]).parent / record.name, record)
     assert not draws()
     content = json.loads(record.read_text())
     content["metrics"]["ACC"] = 0.123
@@ -346,7 +346,7 @@ def test_report_as_a_script(tiny_run, tmp_path, monkeypatch, capsys):
         report_run(replace(moved, defence="FT"))
     with pytest.raises(UserError, match=r"is not finished: no readable .*meft\.json; go on with: .* --defence MEFT"):
         report_run(replace(moved, defence="MEFT"))
-    (run_folder(moved) / "attention_normalization.json").write_text('{"settings": ')
+    (run_folder(moved).parent / "attention_normalization.json").write_text('{"settings": ')
     with pytest.raises(
         UserError, match=r"is not finished: no readable .*attention_normalization.json; go on with: python run_all"
     ):
@@ -397,7 +397,7 @@ def test_stages_that_do_not_fit_together(tiny_run, tmp_path):
     config, _, _ = tiny_run
     moved = replace(config, output_dir=str(tmp_path / "results"))
     shutil.copytree(config.output_dir, moved.output_dir)
-    path = run_folder(moved) / "attention_head_pruning.json"
+    path = run_folder(moved).parent / "attention_head_pruning.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "pruned_heads": {"0": [], "1": []}}))
     with pytest.raises(UserError, match="of different encoders, texts or heads; mend it with"):
@@ -420,7 +420,7 @@ def test_training_curves_as_event_files(tiny_run):
     assert len(list(folder.iterdir())) == 3
     events = EventAccumulator(str(folder / "attention normalisation (PURE)"), size_guidance={"scalars": 0})
     events.Reload()
-    record = json.loads((run_folder(config) / "attention_normalization.json").read_text())
+    record = json.loads((run_folder(config).parent / "attention_normalization.json").read_text())
     losses = record["training"]["attention_normalization"]["losses"]
     assert set(events.Tags()["scalars"]) == {"loss", *losses}
     for name, values in losses.items():
