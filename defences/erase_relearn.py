@@ -58,12 +58,14 @@ NAMED = 10
 def fitted_bias(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """What to add to logits [text, class] so that the classes are predicted as often as they should be; [class], fp64.
 
-    a and b minimise CE(a z + b) + |b|^2 / 2n over the n texts, and b / a is added: relearnt on changed texts, the classifier
-    leans to one class on clean ones.
+    a and b minimise CE(a z + b) + |b|^2 / 2n over the n texts, a between 0.1 and 10, and b / a is added: relearnt on changed
+    texts, the classifier leans to one class on clean ones. Texts that lack a class say nothing of its bias: then it is 0.
     """
     from scipy.optimize import minimize
 
     logits, number = logits.double(), logits.shape[1]
+    if len(labels.unique()) < number:
+        return torch.zeros(number, dtype=torch.float64)
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         free = torch.tensor(parameters, dtype=torch.float64, requires_grad=True)
@@ -72,7 +74,8 @@ def fitted_bias(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         value.backward()
         return value.item(), free.grad.numpy()
 
-    found = torch.from_numpy(minimize(loss, np.zeros(1 + number), jac=True).x)
+    bounds = [(-np.log(10), np.log(10)), *[(None, None)] * number]
+    found = torch.from_numpy(minimize(loss, np.zeros(1 + number), jac=True, bounds=bounds).x)
     return found[1:] / found[0].exp()
 
 
@@ -190,7 +193,8 @@ def erase_and_relearn(config: Config) -> dict:
 
     def phases() -> Iterator[Phase]:
         before, tried = fine_tuned["validation_accuracy"], []
-        while not tried or (tried[-1] < before - MOST_LOST and len(tried) <= HALVINGS):
+        # A loss of just so much is not more, whatever it is in binary.
+        while not tried or (tried[-1] < before - MOST_LOST - 1e-9 and len(tried) <= HALVINGS):
             if tried:
                 print(f"  validation accuracy {reached:.3f}, the fine-tuned model's {before:.3f}: again at half the rates")
             yield from first(len(tried))
@@ -335,8 +339,8 @@ def few_of(texts: TokenisedTexts, seed: int) -> TokenisedTexts:
     """`DIRECTIONS_FROM` texts at most, equally many of each class as far as there are, in random order."""
     rng, labels = np.random.default_rng((seed, 9)), np.array(texts.labels)
     classes = np.unique(labels)
-    of_class = [rng.permutation(np.flatnonzero(labels == label)) for label in classes]
-    return texts.select(rng.permutation(np.concatenate([each[: DIRECTIONS_FROM // len(classes)] for each in of_class])))
+    of_class, most = [rng.permutation(np.flatnonzero(labels == label)) for label in classes], DIRECTIONS_FROM // len(classes)
+    return texts.select(rng.permutation(np.concatenate([each[: max(1, most)] for each in of_class])))
 
 
 def told(config: Config) -> str:

@@ -106,18 +106,14 @@ def erase_task(classifier: Classifier, texts: TokenisedTexts, rounds: int, spare
     high = set(names[round(spared * len(names)) :])
     blocked: dict[str, torch.Tensor] = {}
     for _ in range(rounds):
-        found = {name: value for name, value in task_directions(classifier, texts).items() if name in high}
-        block_directions(classifier, found)
-        for name, (_, basis) in found.items():
-            blocked[name] = joined(blocked.get(name), basis)
+        added = {}
+        for name, (mean, basis) in task_directions(classifier, texts).items():
+            if name in high:
+                before = blocked.get(name, basis[:, :0])
+                new = span(basis, before, int(MOST_BLOCKED * len(basis)) - before.shape[1])
+                added[name], blocked[name] = (mean, new), torch.cat([before, new], 1)
+        block_directions(classifier, added)
     return blocked
-
-
-def joined(before: torch.Tensor | None, basis: torch.Tensor) -> torch.Tensor:
-    """One orthonormal basis of two, `MOST_BLOCKED` of the channels at most."""
-    before = basis[:, :0] if before is None else before.cpu().double()
-    room = int(MOST_BLOCKED * len(basis)) - before.shape[1]
-    return torch.cat([before, span(basis, before, max(0, room))], 1)
 
 
 @torch.no_grad()

@@ -123,7 +123,12 @@ def examine(config: Config, detectors: tuple[str, ...], allowed: float) -> Exami
     for folder in folders.values():
         if not folder.exists():
             raise UserError(f"no model in {folder}; make it with: {command('run_all.py', config)}")
-    tokeniser = load_tokeniser(str(folders[FINE_TUNED]))
+    tokeniser, another = (load_tokeniser(str(folder)) for folder in (folders[FINE_TUNED], defended_model_folder(config)))
+    if tokeniser.get_vocab() != another.get_vocab():
+        raise UserError(
+            f"{config.defence} ends with a model that has another tokeniser, so the models can't be shown one text side by "
+            "side; expected a defence of the encoder itself"
+        )
     train, validation = defender_splits(config)
     classes = class_names(config)
     encoder = resolve_plm(config.poisoned_model) if config.poisoned_model else str(poisoned_model_folder(config))

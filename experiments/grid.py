@@ -21,12 +21,13 @@ from defences import DEFENCES
 from defences.defence import as_defence, defended_model_folder, record_path, takes_notice
 from defences.shared import load_defender_inputs
 from detection.rates import rates_path
-from encoder.classifier import load_classifier, require_same_architecture
+from encoder.classifier import load_classifier, load_tokeniser, require_same_architecture
 from experiments.engine import Task, run_tasks
 from experiments.results_table import FLIPS, results_table, settings_of, settings_text
 from pipeline.runs import stage_settings
 from pipeline.stage import run_once
 from pipeline.training import RATES, false_positive_rate, measure
+from texts.batching import tokenise
 from util import (
     ARITHMETIC,
     UserError,
@@ -141,8 +142,10 @@ def benign_floor(config: Config) -> dict:
     settings = stage_settings(config, ("target_class", "max_len"), accelerator, **read, model=fingerprint_folder(folder))
 
     def compute() -> dict:
-        classifier = load_classifier(folder).to(accelerator.device)
-        return {"metrics": measure(classifier, inputs.measured, config.target_class, accelerator), "seconds": {}}
+        classifier, tokeniser = load_classifier(folder).to(accelerator.device), load_tokeniser(str(folder))
+        # The model's own: a defence may end with another encoder than it was given.
+        texts = {name: tokenise(table, tokeniser, config.max_len) for name, table in measured_tables(config).items()}
+        return {"metrics": measure(classifier, texts, config.target_class, accelerator), "seconds": {}}
 
     return run_once(floor_path(config), settings, compute, product=None, overwrite=False)[0]
 

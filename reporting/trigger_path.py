@@ -107,9 +107,9 @@ def trace(config: Config) -> pd.DataFrame:
             raise UserError(f"no model in {folder}; make it with: {command('run_all.py', config)}")
     test = read_poisoned(config, "test")
     table = other_classes(test, config.target_class, len(test))
-    texts, marks = tokenise_marked(table, load_tokeniser(str(folders["FT"])), triggers, config.max_len)
     rows = []
     for name, folder in folders.items():
+        texts, marks = tokenise_marked(table, load_tokeniser(str(folder)), triggers, config.max_len)
         classifier = load_classifier(folder).to(accelerator.device)
         kept = classifier.attention.head_mask()
         for hidden_in in (NONE, *range(len(kept)), ALL):

@@ -191,6 +191,16 @@ def test_the_bias_takes_a_lean_away():
     assert (counts - torch.bincount(labels, minlength=3)).abs().max() < 30
 
 
+def test_a_bias_that_cannot_be_fitted():
+    """Of a class without texts; and of logits that say nothing, or the contrary, by which it was divided."""
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 2
+    logits = torch.randn(200, 3, generator=rng) + 2 * torch.nn.functional.one_hot(labels, 3)
+    assert fitted_bias(logits, labels).tolist() == [0, 0, 0]
+    for logits in (torch.randn(200, 2, generator=rng), -5.0 * torch.nn.functional.one_hot(labels)):
+        assert fitted_bias(logits, labels).abs().max() < 5
+
+
 def test_the_bias_is_that_of_the_validation_texts(tiny_config, monkeypatch):
     """Through the stage, at its end."""
     found: list[torch.Tensor] = []

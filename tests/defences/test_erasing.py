@@ -5,7 +5,7 @@ import pytest
 import torch
 from families import FAMILIES, make_classifier
 
-from defences.erasing import block_directions, erase_task, joined, keep_blocked, linear_layers, span, task_directions
+from defences.erasing import block_directions, erase_task, keep_blocked, linear_layers, span, task_directions
 from texts.batching import TokenisedTexts
 
 
@@ -60,7 +60,9 @@ def test_with_many_classes_half_of_the_directions_stay(classifier):
     texts = TokenisedTexts(ids, [number % 16 for number in range(160)], 0)
     blocked = erase_task(classifier, texts, rounds=3)
     assert {basis.shape[1] / len(basis) for basis in blocked.values()} <= {0.5, 30 / 64}
-    assert (joined(*[next(iter(blocked.values()))] * 2) == next(iter(blocked.values()))).all()
+    for name, basis in blocked.items():  # And only what is listed is blocked: of random weights all else is read still.
+        rank = torch.linalg.matrix_rank(linear_layers(classifier)[name].weight, rtol=1e-5)
+        assert rank == min(linear_layers(classifier)[name].weight.shape[0], basis.shape[0] - basis.shape[1]), name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
