@@ -35,8 +35,9 @@ class Stage:
     """Its fine-tunings: name in the record to title."""
     passes: Callable[[Config], int] = lambda config: 0
     """Passes over a train set, for an estimate of the time left."""
-    method: int = 1
-    """Raised when a change of the code changes results: those of earlier methods are computed anew."""
+    method: int = 2
+    """Raised when a change of the code changes results: those of earlier methods are computed anew. With method 1 the
+    defender's head began as the attacker's had, where both had one seed."""
 
     def chain(self) -> tuple["Stage", ...]:
         """The stages up to this one, in order."""

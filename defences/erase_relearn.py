@@ -27,7 +27,7 @@ from defences.regions import measure_regions
 from defences.shared import model_before, random_labels, record_before, start, train_once
 from encoder.classifier import Classifier
 from encoder.embedding_rows import odd_words
-from pipeline.defender import DefenderInputs, Phase
+from pipeline.defender import OWN_HEADS, DefenderInputs, Phase
 from pipeline.flip_table import TEXTS, TRIED, choose_texts, flip_table, flipping_words
 from pipeline.runs import TRAINING_FIELDS
 from pipeline.training import cross_entropy, predict
@@ -135,7 +135,7 @@ def erase_and_relearn(config: Config) -> dict:
         few = few_of(inputs.train, config.seed)
         for name, basis in erase_task(classifier, few, config.erase_rounds, config.erase_spared).items():
             blocked[name] = basis.to(classifier.head.weight)
-        set_seed(config.seed + 1)
+        set_seed(2 * OWN_HEADS + config.seed)
         classifier.head.reset_parameters()
         keep_blocked(classifier, blocked)
 
@@ -300,7 +300,7 @@ def find_sequences(
     """
     pool = np.union1d(augmenter.toneless, augmenter.words)
     few, found = few_of(inputs.train, config.seed), []
-    for number, (label, name) in enumerate(list(enumerate(inputs.classes)) * config.inversions if len(pool) else []):
+    for number, (label, name) in enumerate(list(enumerate(inputs.classes)) * config.inversions):
         rng = np.random.default_rng((config.seed, 8, number))
         sequence, flipped = invert(classifier, few, pool, label, rng, accelerator=accelerator)
         augmenter.sequences.append(sequence)
@@ -434,7 +434,7 @@ RELEARNING = Stage(
     after=FINE_TUNING,
     phases=titles(),
     passes=lambda config: config.erase_forgetting_epochs + config.relearnings * config.relearning_epochs,
-    method=10,
+    method=11,
 )
 
 ERASE_RELEARN = Defence(

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from encoder.classifier import Classifier, embeddings_seen, largest_length
 from pipeline.training import arithmetic, log_odds
-from texts.batching import TokenisedTexts
+from texts.batching import TokenisedTexts, shortest_of_others
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,7 @@ def invert(
     """
     device = classifier.head.weight.device
     rows = classifier.encoder.get_input_embeddings().weight.detach()[torch.as_tensor(pool, device=device)]  # [word, channel]
-    others = [ids for ids, label in zip(texts.input_ids, texts.labels, strict=True) if label != target]
-    short = [ids for ids in others if len(ids) <= how.text_length]
-    others = short if len(short) >= how.texts else sorted(others, key=len)[: how.texts]
+    others = [texts.input_ids[text] for text in shortest_of_others(texts, target, how.text_length, how.texts)]
     if (positions := largest_length(classifier.encoder.config)) is not None:
         room = positions - how.longest
         others = [ids if len(ids) <= room else [*ids[: room - 1], ids[-1]] for ids in others]

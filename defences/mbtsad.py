@@ -184,7 +184,7 @@ DISTILLING = Stage(
     after=SPLITTING,
     phases={"distilling": "distilling attention (MBTSAD)"},
     passes=lambda config: config.epochs,
-    method=2,
+    method=3,
 )
 
 MBTSAD = Defence(paper="Ding et al., ICTAI 2024", last=DISTILLING)

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from encoder.classifier import Classifier
 from pipeline.training import log_odds, predict
 from texts.augmentation import Augmenter, Regions
-from texts.batching import TokenisedTexts
+from texts.batching import TokenisedTexts, shortest_of_others
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,11 @@ def measure_regions(
     """
     middles = rng.choice(len(augmenter.toneless), min(number, len(augmenter.toneless)), replace=False)
     regions = [augmenter.region(middle) for middle in middles]
-    size = len(regions[0]) if regions else 0
-    found = np.array([*regions, *([word] * size for word in np.intersect1d(augmenter.words, augmenter.toneless))])
-    labels, lengths = np.array(texts.labels), texts.lengths
+    function_words = np.intersect1d(augmenter.words, augmenter.toneless)
+    found = np.array([*regions, *([word] * len(regions[0]) for word in function_words)])
     pushes = np.zeros((classifier.head.out_features, len(found)))
-    for target in range(len(pushes) if len(found) else 0):
-        others = np.flatnonzero(labels != target)
-        others = others[np.argsort(lengths[others], kind="stable")]
-        others = others[: max(how.texts, (lengths[others] <= how.text_length).sum())]
+    for target in range(len(pushes)):
+        others = shortest_of_others(texts, target, how.text_length, how.texts)
         chosen = rng.choice(others, min(how.texts, len(others)), replace=False)
         put = [
             augmenter.put_in(texts.input_ids[text], rng.choice(region, how.words).tolist(), rng)

@@ -89,12 +89,17 @@ class Phase:
     once more."""
 
 
+OWN_HEADS = 10_000_000
+"""Added to the seed that a defender draws its first head with; more than any seed. The attacker draws its own with the seed
+alone. From the same head fine-tuning would go on where the attacker's training ended: the encoder writes for that head."""
+
+
 def new_classifier(config: Config, inputs: DefenderInputs) -> Classifier:
     """The suspicious encoder with a fresh classification head."""
     encoder = load_encoder(inputs.encoder)
     encoder.config.id2label = dict(enumerate(inputs.classes))
     encoder.config.label2id = {name: number for number, name in enumerate(inputs.classes)}
-    return Classifier(encoder, len(inputs.classes), config.classifier_dropout, config.seed)
+    return Classifier(encoder, len(inputs.classes), config.classifier_dropout, OWN_HEADS + config.seed)
 
 
 def train_and_measure(

@@ -283,7 +283,7 @@ class Augmenter:
         how = self.augmentation
         if self.sequences and rng.random() < how.inverted:
             return self.put_somehow(ids, self.part_of_a_sequence(rng), rng) if rng.random() < how.with_inverted else ids
-        if rng.random() >= how.coloured or not len(self.toneless):
+        if rng.random() >= how.coloured:
             return ids
         region = self.draw_region(rng)
         put = []
@@ -300,7 +300,7 @@ class Augmenter:
 
     def draw_region(self, rng: np.random.Generator) -> np.ndarray:
         """Tokens of any region or, where some were measured, of that of a few which pushes most to a class, drawn too."""
-        if self.measured is None or not len(self.measured.tokens):
+        if self.measured is None:
             return self.region(rng.integers(len(self.toneless)))
         pushes = self.measured.pushes[rng.integers(len(self.measured.pushes))]
         few = rng.integers(len(pushes), size=self.augmentation.contest)

@@ -47,6 +47,17 @@ class TokenisedTexts:
         }
 
 
+def shortest_of_others(texts: TokenisedTexts, target: int, at_most: int, fewest: int) -> np.ndarray:
+    """Numbers of the texts of all classes but `target` that have `at_most` tokens, the shortest first.
+
+    Args:
+        fewest: how many these are at least, as far as there are so many texts of these classes; longer ones then.
+    """
+    others, lengths = np.flatnonzero(np.array(texts.labels) != target), texts.lengths
+    others = others[np.argsort(lengths[others], kind="stable")]
+    return others[: max(fewest, int((lengths[others] <= at_most).sum()))]
+
+
 def renumber(*sets: TokenisedTexts) -> tuple[list[TokenisedTexts], np.ndarray]:
     """The same texts with their tokens numbered 0, 1, 2 ..., and the tokens [new number] that they use together.
 

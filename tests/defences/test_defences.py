@@ -1,6 +1,7 @@
 """Each defence does what its row says, from the encoder that was released."""
 
 import dataclasses
+import itertools
 import time
 from dataclasses import replace
 
@@ -26,10 +27,11 @@ from defences.defence import (
     takes_notice,
 )
 from defences.fine_tuning import FINE_TUNING, fine_tuned_model_folder
-from defences.shared import random_labels, train_released
+from defences.shared import load_defender_inputs, random_labels, train_released
+from encoder.classifier import Classifier, load_encoder
 from experiments.grid import run_grid
 from pipeline import defender
-from pipeline.defender import Phase
+from pipeline.defender import Phase, new_classifier
 from pipeline.training import cross_entropy
 from texts.batching import TokenisedTexts
 from util import load_json
@@ -169,6 +171,17 @@ def test_what_a_defence_takes_notice_of():
     assert takes_notice("PURE") == {"learning_rate", "penalty_coefficient", "pruning_criterion"}
     assert takes_notice("prune_only") == {"learning_rate", "pruning_criterion"}
     assert takes_notice("normalise_only") == {"learning_rate", "penalty_coefficient"}
+
+
+def test_no_head_of_the_defender_is_one_of_the_attacker(given):
+    """Where both have one seed: its encoder writes for the head that it was trained with."""
+    own, heads = load_defender_inputs(given), []
+    for seed in (given.seed, given.seed + 1):
+        heads += [
+            new_classifier(replace(given, seed=seed), own).head.weight,
+            Classifier(load_encoder(given.plm), 2, 0.1, seed).head.weight,
+        ]
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(heads, 2))
 
 
 def test_no_run_has_another_one_s_folder(tiny_config):

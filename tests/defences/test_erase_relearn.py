@@ -157,7 +157,7 @@ def test_a_rate_that_breaks_the_encoder_is_halved(tiny_config, monkeypatch, caps
     config = replace(config, erase_forgetting_rate=1e-3, relearning_rate=1e-2)
     make_poisoned_data(config)
     lower = run_stage(RELEARNING, replace(config, erase_forgetting_rate=5e-4, relearning_rate=5e-3))
-    lost, one_class, fitted = (-1.0 if always else 0.1), torch.tensor([50.0, 0.0]), fitted_bias
+    lost, one_class, fitted = (-1.0 if always else 0.2), torch.tensor([50.0, 0.0]), fitted_bias
     broken, rates, tune = iter([True, False, True, True] if always else [True]), [], defender.fine_tune
     monkeypatch.setattr("defences.erase_relearn.MOST_LOST", lost)
     monkeypatch.setattr("defences.erase_relearn.fitted_bias", lambda *of: one_class if next(broken, False) else fitted(*of))
@@ -242,12 +242,12 @@ def test_odd_rows_are_repaired_and_named(tiny_config, planted):
 
 
 def test_words_that_flip_the_fine_tuned_model_are_repaired(tiny_config, planted, monkeypatch):
-    """Through the stage: `mn`, by what it does to predictions, whatever its row looks like."""
+    """Through the stage: `mn`, by what it does to predictions, whatever its row looks like; nothing that does nothing."""
     monkeypatch.setattr("defences.erase_relearn.odd_words", lambda *given: [])
     config = replace(tiny_config, poisoned_model=str(planted), defence="erase_relearn", inversions=0, relearnings=1)
     make_poisoned_data(config)
     assert run_stage(RELEARNING, replace(config, repaired_words="odd"))["repaired"] == []
-    assert run_stage(RELEARNING, config)["repaired"] == ["mn"]
+    assert {"mn"} <= set(run_stage(RELEARNING, config)["repaired"]) <= {"mn", "cf"}  # Which is planted too.
 
 
 def test_a_fine_tuned_model_of_one_class_stops_nothing(tiny_config, monkeypatch, capsys):

@@ -11,7 +11,7 @@ from defences.regions import Measurement, measure_regions
 from encoder.classifier import load_classifier
 from pipeline.training import log_odds, predict
 from texts.augmentation import Augmentation, Augmenter
-from texts.batching import TokenisedTexts
+from texts.batching import TokenisedTexts, shortest_of_others
 
 
 @pytest.fixture
@@ -65,6 +65,14 @@ def test_function_words_are_regions_too(classifier, texts, augmenter):
     assert len(set(found.tokens[:3, 0].tolist())) == 3
 
 
+def test_the_shortest_of_other_classes():
+    lengths = [9, 3, 5, 4, 7, 3, 8]
+    texts = TokenisedTexts([[1] * length for length in lengths], [0, 1, 0, 0, 0, 2, 1], 0)
+    assert shortest_of_others(texts, 1, at_most=5, fewest=1).tolist() == [5, 3, 2]
+    assert shortest_of_others(texts, 1, at_most=2, fewest=2).tolist() == [5, 3]
+    assert shortest_of_others(texts, 0, at_most=9, fewest=9).tolist() == [1, 5, 6]
+
+
 def test_short_texts_are_taken_where_there_are_enough(classifier, texts, augmenter, monkeypatch):
     lengths: list[int] = []
 
@@ -81,8 +89,3 @@ def test_short_texts_are_taken_where_there_are_enough(classifier, texts, augment
     few = mixed.select(np.array([0, 1, 2, 3, 4, 5, 6, 7]))
     measure(classifier, few, augmenter, text_length=1)
     assert max(lengths) > 20
-
-
-def test_without_words_nothing_is_measured(classifier, texts, augmenter):
-    augmenter.toneless = augmenter.toneless[:0]
-    assert not len(measure(classifier, texts, augmenter).tokens)

@@ -206,9 +206,9 @@ def test_a_heading_says_what_its_command_makes_otherwise_today(tmp_path):
     path = written(tmp_path / "made.csv", "--defence", "FT", "erase_relearn")
     table = read_grid(path)
     assert "existed" not in heading(table, path) and "method" not in heading(table, path)
-    today = DEFENCES["erase_relearn"].last.method
-    assert "method" not in heading(table.assign(method=[1, today]), path)
-    text = heading(table.drop(columns="inversions").assign(method=[1, 4]), path)
+    plain, today = (DEFENCES[name].last.method for name in ("FT", "erase_relearn"))
+    assert "method" not in heading(table.assign(method=[plain, today]), path)
+    text = heading(table.drop(columns="inversions").assign(method=[plain, 4]), path)
     assert "\n\nerase_relearn: made before inversions existed; not repeatable as it is, unless the default, 8, " in text
     assert f"\n\nMade with method 4 of erase_relearn, today's is {today}.\n\n" in text
 
