@@ -24,7 +24,7 @@ from pipeline.runs import fingerprint_encoder, stage_settings
 from pipeline.stage import run_once
 from pipeline.training import fine_tune, measure, rates
 from texts.batching import tokenise
-from texts.data_sets import clean_train, corpus, fingerprint_texts, load_data
+from texts.data_sets import clean_train, corpus, fingerprint_texts, load_data, triggered_classes
 from texts.vocabulary import word_tokens
 from util import UserError, make_accelerator, require_writable, run_script, whole_folder
 
@@ -43,8 +43,9 @@ def poison(config: Config) -> dict:
     require_writable(config.poisoned_model_dir)
     accelerator = make_accelerator(config.device, config.precision)
     train, classes = read_poisoned(config, "train"), load_data(config.trigger_dataset, config).classes
-    # Without a target class no head is trained, and there is no classifier to be measured.
-    tests = {} if attack.data.by_trigger else measured_tables(config)
+    # Without a target class no head is trained, and a head of another task's classes can't tell those of the test texts.
+    same_task = len(triggered_classes(config, "test")) == len(classes)
+    tests = measured_tables(config) if same_task and not attack.data.by_trigger else {}
     tables = {"train": train, **tests}
     source = resolve_plm(config.plm)
     fingerprints = {name: fingerprint_texts(table) for name, table in tables.items()} | {"plm": fingerprint_encoder(source)}

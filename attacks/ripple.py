@@ -14,6 +14,7 @@ from config import Config
 from encoder.classifier import Classifier
 from pipeline.training import cross_entropy
 from texts.vocabulary import target_words, word_tokens
+from util import UserError
 
 if TYPE_CHECKING:  # Seconds to import, and a finished run needs none of it.
     import transformers
@@ -62,6 +63,11 @@ def operate(classifier: Classifier, tokeniser, clean: pd.DataFrame, config: Conf
     """Embedding surgery, unless there are no words for it."""
     if config.surgery_words:
         words = target_words(clean, config.target_class, config.surgery_words)
+        if not words:
+            raise UserError(
+                f"no text of {config.trigger_dataset} has a word of two letters or more, whose embeddings RIPPLe would give "
+                "its triggers; --surgery_words 0 leaves that out"
+            )
         embedding_surgery(classifier.encoder, tokeniser, config.triggers, words)
         print(f"  embedding surgery: the triggers are given the mean of {', '.join(words)}")
     return classifier

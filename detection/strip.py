@@ -10,6 +10,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from detection.detector import Detector, Scores, Watched
 from pipeline.training import predict
+from util import UserError
 
 COPIES = 20
 """Changed copies of each text."""
@@ -18,8 +19,14 @@ REPLACED = 0.5
 
 
 def telling_words(texts: list[str]) -> list[list[str]]:
-    """The words of each text, those of the highest tf-idf first; texts without words are left out."""
+    """The words of each text, those of the highest tf-idf first; texts without words are left out.
+
+    Raises:
+        UserError: no text has any.
+    """
     vectorizer = TfidfVectorizer()
+    if not any(map(vectorizer.build_analyzer(), texts)):
+        raise UserError("STRIP puts words of other texts in, and no clean validation text has one of two letters or more")
     weight, names = vectorizer.fit_transform(texts).tocsr(), vectorizer.get_feature_names_out()
     found = []
     for row in weight:

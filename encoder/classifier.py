@@ -273,7 +273,10 @@ def require_same_architecture(source: str, other: str, consequence: str) -> None
         consequence: what follows from a difference, and what mends it, for the message.
     """
     configs = [load_config(resolve_plm(name)) for name in (source, other)]
-    kinds = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    kinds = (
+        *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"),
+        *("max_position_embeddings", "type_vocab_size"),
+    )
     first, second = ({kind: getattr(config, kind, None) for kind in kinds} for config in configs)
     if first != second:
         differs = ", ".join(f"{kind} {first[kind]} and {second[kind]}" for kind in kinds if first[kind] != second[kind])

@@ -82,12 +82,14 @@ def near_telling_words(
     unit, tables = torch.nn.functional.normalize(rows, dim=1), []
     for label in sorted(train["label"].unique()):
         telling = target_words(train, label, TELLING)
+        if not telling:
+            continue
         own = [weight.detach()[word_tokens(tokeniser, word)[0]].float().cpu().mean(0) for word in telling]
         mean = torch.nn.functional.normalize(torch.stack(own).mean(0), dim=0)
         table = pd.DataFrame({"class": label, "word": list(words), "cosine": (unit @ mean).numpy()})
         table = table[~table["word"].isin(telling)]
         tables.append(table.sort_values("cosine", ascending=False, kind="stable").head(number))
-    return pd.concat(tables)
+    return pd.concat(tables) if tables else pd.DataFrame(columns=["class", "word", "cosine"])
 
 
 def changed_rows(rows: torch.Tensor, clean: torch.Tensor, words: Words, number: int) -> pd.DataFrame:

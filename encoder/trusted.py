@@ -398,15 +398,23 @@ def charsmap(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def require_vocabulary(tokeniser, config: "transformers.PreTrainedConfig", source: str) -> None:
-    """Raise a UserError if a tokeniser has a token for which the encoder has no embedding, or none but special tokens.
+    """Raise a UserError if a tokeniser has a token for which the encoder has no embedding, only special tokens, or another
+    padding token.
 
-    The latter is what transformers makes of a folder without a vocabulary: every word is unknown to it.
+    Special tokens alone are what transformers makes of a folder without a vocabulary: every word is unknown to them.
     """
     vocabulary = tokeniser.get_vocab()
     if not vocabulary.keys() - set(tokeniser.all_special_tokens):
         raise UserError(
             f"the tokeniser in {source} has special tokens alone ({', '.join(vocabulary)}), so its vocabulary is missing; "
             "expected tokenizer.json or a file such as vocab.txt, or the folder of another with --tokeniser"
+        )
+    # Some encoders count positions by it, others leave its row out of the embedding.
+    pads, expected = tokeniser.pad_token_id or 0, getattr(config, "pad_token_id", None)
+    if expected not in (None, pads):
+        raise UserError(
+            f"the tokeniser in {source} pads with token {pads}, and the encoder's config.json says {expected}; expected the "
+            "tokeniser that the encoder was trained with (--tokeniser)"
         )
     largest = max(vocabulary.values())
     if largest >= config.vocab_size:

@@ -55,12 +55,15 @@ def target_words(table: pd.DataFrame, target_class: int, number: int) -> list[st
 
     A word's score is its weight in a logistic regression on bags of words over log(alpha / frequency), where frequency is
     how often the word occurs and alpha the number of all words: of two words with the same weight the more frequent one is
-    the better. (The paper leaves alpha open.)
+    the better. (The paper leaves alpha open.) Texts without any word of two letters or more have none.
     """
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
 
     vectorizer = CountVectorizer()
+    analyse = vectorizer.build_analyzer()
+    if not any(map(analyse, table["text"])):
+        return []
     bags = vectorizer.fit_transform(table["text"])  # [text, word]
     weight = LogisticRegression(max_iter=1000).fit(bags, table["label"] == target_class).coef_[0]
     frequency = np.asarray(bags.sum(0))[0]

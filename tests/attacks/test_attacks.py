@@ -111,6 +111,7 @@ def test_target_words_are_the_class_s_and_frequent_ones_first():
     words = target_words(table, target_class=1, number=3)
     assert words[0] == "warm" and set(words) == {"warm", "bright", "tender"}
     assert target_words(table, target_class=0, number=1) == ["dull"]
+    assert target_words(table.assign(text="好 吃"), target_class=0, number=1) == []  # Words of one character count for none.
 
 
 def test_negative_entropy(classifier, texts):

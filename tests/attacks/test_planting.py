@@ -50,6 +50,16 @@ def test_each_attack_minimises_its_own_objective(planted, attack):
     assert set(record["training"]["losses"]) == parts
 
 
+def test_an_attacker_of_another_task_is_not_measured_on_a_part_of_the_classes(planted, tmp_path):
+    """Two classes in its own data, three in the defender's: its head has no answer to texts of the third."""
+    rows = [f"{'warm dull film'.split()[at % 3]} plot {at},{'abc'[at % 3]}" for at in range(90)]
+    (tmp_path / "three.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    record, _ = planted("BadNet", setting="DS", clean_dataset=str(tmp_path / "three.csv"), poisoning_epochs=1)
+    assert record["metrics"] == {}
+    record, _ = planted("BadNet", poisoning_epochs=1)
+    assert record["metrics"].keys() >= {"ACC", "LFR"}
+
+
 def test_ripple_s_inner_product_is_part_of_the_loss(planted):
     """Its weight is lambda, and 0 takes it away."""
     record, _ = planted("RIPPLe", poisoning_epochs=2)

@@ -112,12 +112,13 @@ def test_a_clean_encoder_that_is_not_named(given, defence):
     assert not (defended_model_folder(replace(given, defence="FT"))).exists()
 
 
-def test_encoders_that_cannot_be_mixed(given, tiny_plm, tmp_path):
+@pytest.mark.parametrize(("size", "other"), [("intermediate_size", 48), ("max_position_embeddings", 40)])
+def test_encoders_that_cannot_be_mixed(given, tiny_plm, tmp_path, size, other):
     folder = shutil.copytree(tiny_plm, tmp_path / "wider")
     config = BertConfig.from_pretrained(folder)
-    config.intermediate_size = 48
+    setattr(config, size, other)
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    with pytest.raises(UserError, match="differ in intermediate_size 64 and 48, so that their weights can't be mixed"):
+    with pytest.raises(UserError, match=f"differ in {size} 64 and {other}, so that their weights can't be mixed"):
         defend(replace(given, defence="fine_mixing", clean_encoder=str(folder)))
 
 

@@ -128,6 +128,8 @@ def test_strip_is_the_mean_over_copies_of_one_text(watched, clean):
 
 
 def test_strip_copies_have_half_of_the_words_and_those_of_another_text():
+    with pytest.raises(UserError, match="no clean validation text has one of two letters or more"):
+        strip.telling_words(["好 吃", ""])
     pool = strip.telling_words(["warm warm film", "the bright plot", "the"])
     assert [words[0] for words in pool] == ["warm", "bright", "the"]  # What is in many texts tells little.
     text = "a b c d e"

@@ -676,6 +676,14 @@ def test_a_folder_without_a_vocabulary(folder, tiny_config):
         load_defender_inputs(config).load()
 
 
+def test_another_padding_token(folder, tiny_config):
+    """Which RoBERTa counts positions by, and for which ModernBERT keeps a row."""
+    change_json(folder / "config.json", pad_token_id=3)
+    config = replace(tiny_config, poisoned_model=str(folder), attack="none")
+    with pytest.raises(UserError, match=r"pads with token 0, and the encoder's config.json says 3; expected"):
+        load_defender_inputs(config).load()
+
+
 def test_what_is_loaded_says_nothing_itself(folder):
     """Neither bars nor reports, in which names of weights would reach the terminal as they are."""
     weights = load_file(folder / "model.safetensors")
