@@ -92,7 +92,8 @@ def find_data(name: str, config: Config) -> Path | None:
         return folder
     path = Path(name).expanduser()
     if not path.is_dir() and not (path.is_file() and is_table(path)):
-        raise UserError(f"data set {name} isn't there; expected a .csv or .tsv file, or a folder of such files")
+        what = "is no table" if path.exists() else "isn't there"
+        raise UserError(f"data set {name} {what}; expected a .csv or .tsv file, or a folder of such files")
     return path
 
 
@@ -310,7 +311,8 @@ def evaluation_dataset(config: Config) -> str:
         other = "DS" if config.setting == "FDK" else "FDK"
         raise UserError(
             f"setting {config.setting} doesn't fit trigger_dataset {config.trigger_dataset} and clean_dataset "
-            f"{config.clean_dataset}: FDK means one corpus, DS two; did you mean --setting {other}?"
+            f"{config.clean_dataset}: FDK means one corpus, DS two; did you mean --setting {other}, or --poisoned_model, to "
+            "defend an encoder that is there already?"
         )
     name = config.trigger_dataset if config.setting == "FDK" else config.clean_dataset
     return corpus(name).test_from or name

@@ -96,7 +96,8 @@ def read_columns(path: Path) -> pd.DataFrame:
     except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
         require_separator(header, separator, path)
         kind = SEPARATOR_NAMES[separator].removesuffix("s")
-        raise UserError(f"{path} is not a table of {kind}-separated columns: {first_line(error)}") from None
+        advice = "; a text with commas has to be in double quotes" if separator == "," else ""
+        raise UserError(f"{path} is not a table of {kind}-separated columns: {first_line(error)}{advice}") from None
     require_separator(header, separator, path)
     return table
 
@@ -258,7 +259,10 @@ def read_texts(path: Path, text_column: str | None = None) -> list[str]:
         UserError: as `read_columns` and `choose_texts`; no texts.
     """
     if is_table(path):
-        texts = choose_texts(read_columns(path), str(path), text_column).tolist()
+        table = read_columns(path)
+        # The column is named for the clean data; another file may have one of the usual names.
+        named = text_column is not None and text_column.strip().lower() in (str(each).strip().lower() for each in table)
+        texts = choose_texts(table, str(path), text_column if named else None, flag=text_column is None).tolist()
     else:
         texts = LINE_END.split(BREAK.sub(" ", read_text(path)))
     texts = [text for text in texts if text.strip()]

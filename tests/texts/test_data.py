@@ -355,11 +355,13 @@ def test_folder_of_splits_whose_test_set_lacks_a_class(tmp_path):
         clean_test(config)
 
 
-@pytest.mark.parametrize("name", ["nosuch.csv", "./nosuch", "notes.txt"])
-def test_own_data_that_is_not_there(tmp_path, monkeypatch, name):
+@pytest.mark.parametrize(
+    ("name", "what"), [("nosuch.csv", "isn't there"), ("./nosuch", "isn't there"), ("notes.txt", "is no table")]
+)
+def test_own_data_that_is_not_there(tmp_path, monkeypatch, name, what):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "notes.txt", "a\n")
-    with pytest.raises(UserError, match=rf"data set {name} isn't there; expected a .csv or .tsv file, or a folder of such"):
+    with pytest.raises(UserError, match=rf"data set {name} {what}; expected a .csv or .tsv file, or a folder of such"):
         class_names(own_config(name))
 
 
@@ -493,6 +495,8 @@ def test_texts_without_labels(tmp_path):
     assert predict.read(lines, "text", "label") == (read_texts(lines), None)
     path = write(tmp_path, "b.csv", 'body,id\n"one, two",1\nthree,2\n')
     assert read_texts(path, "body") == ["one, two", "three"]
+    other = write(tmp_path, "other.csv", "id,text\n1,four\n")  # The clean data has them in another column.
+    assert read_texts(other, "body") == ["four"]
     with pytest.raises(UserError, match="has no text column: found 'body', 'id'"):
         read_texts(path)
     with pytest.raises(UserError, match=r"c.txt has no texts; expected one per line"):
