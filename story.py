@@ -18,6 +18,7 @@ from defences import DEFENCES
 from defences.defence import Stage, as_defence, defended_model_folder, record_path, run_folder, run_stage, stage_folder
 from defences.fine_tuning import FINE_TUNING
 from detection.suspicious_texts import compare_predictions, print_comparison
+from encoder.classifier import require_safetensors, resolve_plm
 from export import export_model
 from pipeline.runs import command
 from pipeline.stage import alone
@@ -57,6 +58,8 @@ def run_all(config: Config) -> dict:
     # What can fail at once fails before minutes of work.
     defence.check(config)
     accelerator = make_accelerator(config.device, config.precision)
+    if config.poisoned_model:
+        require_safetensors(Path(resolve_plm(config.poisoned_model)))
     require_writable(config.output_dir)
     if config.suspicious_texts:
         read_texts(Path(config.suspicious_texts), config.text_column)

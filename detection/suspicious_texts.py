@@ -82,6 +82,8 @@ def print_comparison(table: pd.DataFrame, config: Config) -> None:
     if "oddness" in table:
         odd = (table["oddness"] > table["threshold"]).sum()
         print(f"  {odd} of {len(table)} texts are odd to the fine-tuned model (DAN above {table['threshold'].iloc[0]:.2f})")
+    else:
+        print("  how odd they are isn't told: there are too few validation texts to fit a score to")
     print(f"  all of them: {run_folder(config) / 'suspicious_texts.csv'}")
 
 

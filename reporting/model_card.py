@@ -86,7 +86,10 @@ def model_card(
         title = f"{encoder}, fine-tuned on {data} without a defence"
         applied = "It was fine-tuned, and nothing was done against a backdoor."
         limit = "Fine-tuning alone leaves most backdoors in."
-    oddness = ""
+    oddness = """
+`predict.py` writes no score of how odd a text is for this model: there were too few validation texts to fit one, or
+transformers' own states differ from those that it would be fitted to.
+"""
     if odd := result.get("oddness"):
         oddness = f"""
 ## Odd texts

@@ -661,6 +661,14 @@ def test_the_preset_is_own_where_an_encoder_is_given_and_no_attack():
     assert grid.preset == "own" and grid.attack == ("none",) and grid.acc_threshold == 0.9
 
 
+def test_an_encoder_that_is_none_stops_the_run_before_it_starts(table, tmp_path):
+    (tmp_path / "empty").mkdir()
+    config = make_config(tmp_path / "empty", table, tmp_path)
+    with pytest.raises(UserError, match=r"no config\.json in .*empty; expected an encoder"):
+        story.run_all(config)
+    assert not list(Path(config.output_dir).rglob("*"))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -21,6 +21,9 @@ def test_what_an_accuracy_is_worth(defence, right, interval, guessed):
     card = model_card(config, classifier, [], {"fingerprints": {"encoder": "f"}}, result)
     assert f"(Wilson) is\n{interval}. The test texts" in card
     assert ("\n**An accuracy of 0.525 is not shown to be better than" in card) == guessed
+    odd = {"threshold": 1.0, "allowed": 0.05, "FRR": 0.04}
+    fitted = model_card(config, classifier, [], {"fingerprints": {"encoder": "f"}}, result | {"oddness": odd})
+    assert "writes no score of how odd" in card and "writes no score of how odd" not in fitted and "## Odd texts" in fitted
     title = "purified with PURE and fine-tuned on my.csv" if defence == "PURE" else "fine-tuned on my.csv without a defence"
     assert f"# some/model, {title}\n" in card and ("nothing was done against a backdoor" in card) == (defence == "FT")
 
