@@ -95,9 +95,10 @@ def test_benign_floor_of_every_kind_of_trigger_is_of_one_model(tiny_grid, monkey
 
 def test_a_floor_is_measured_on_the_attack_s_own_texts(tiny_grid, tiny_config):
     """Of HiddenKiller and StyleBkd by hand: the never-poisoned model, their triggered texts."""
-    config = dataclasses.replace(tiny_config, defence="FT", epochs=1)
+    config = dataclasses.replace(tiny_config, defence="FT", epochs=1, seed=12)
     attacks = ("BadNet", "HiddenKiller", "StyleBkd")
-    table, _ = run_grid(tiny_grid(attack=attacks, defence="FT", benign_floor=True, poisoning_epochs=1, epochs=1))
+    changes = dict(defence="FT", benign_floor=True, poisoning_epochs=1, epochs=1, seed=12)
+    table, _ = run_grid(tiny_grid(attack=attacks, **changes))
     floors, expected = table.set_index("attack")["floor_LFR"], {}
     model = load_classifier(defended_model_folder(grid_module.benign(config)))
     tokeniser = load_tokeniser(config.plm)
