@@ -56,10 +56,10 @@ def model_card(
             "added but the special tokens at both ends."
         )
     before, after = result["fine_tuned"], result["defended"]
-    texts = int(np.sum(after["clean"]["confusion_matrix"]))
-    right = int(np.trace(after["clean"]["confusion_matrix"]))
-    interval = binomtest(right, texts).proportion_ci(method="wilson")
-    said = guessing(after["clean"]["confusion_matrix"])
+    confusion = np.array(after["clean"]["confusion_matrix"])
+    texts = int(confusion.sum())
+    interval = binomtest(int(confusion.trace()), texts).proportion_ci(method="wilson")
+    said = guessing(confusion)
     guessed = f"\n**{said}**\n" if said else ""
     unused = "acc_threshold" if config.acc_threshold is None else "acc_drop"
     fields = [field.name for field in dataclasses.fields(config) if field.name in defence.reads() - {unused}]

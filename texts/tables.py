@@ -152,10 +152,15 @@ def choose_texts(table: pd.DataFrame, source: str, text_column: str | None = Non
     return texts
 
 
+def columns_by_name(table: pd.DataFrame) -> dict[str, str]:
+    """Name of a column, as it is compared, to the column."""
+    return {str(column).strip().lower(): column for column in table.columns}
+
+
 def choose_column(
     table: pd.DataFrame, source: str, kind: str, name: str | None, usual: tuple[str, ...], flag: bool
 ) -> pd.Series:
-    names = {str(column).strip().lower(): column for column in table.columns}
+    names = columns_by_name(table)
     wanted = (name.strip().lower(),) if name else usual
     column = next((names[each] for each in wanted if each in names), None)
     if column is None:
@@ -261,7 +266,7 @@ def read_texts(path: Path, text_column: str | None = None) -> list[str]:
     if is_table(path):
         table = read_columns(path)
         # The column is named for the clean data; another file may have one of the usual names.
-        named = text_column is not None and text_column.strip().lower() in (str(each).strip().lower() for each in table)
+        named = text_column is not None and text_column.strip().lower() in columns_by_name(table)
         texts = choose_texts(table, str(path), text_column if named else None, flag=text_column is None).tolist()
     else:
         texts = LINE_END.split(BREAK.sub(" ", read_text(path)))
