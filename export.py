@@ -37,7 +37,8 @@ from pipeline.stage import alone
 from pipeline.training import measure, metrics_of, predict
 from reporting.model_card import model_card
 from texts.batching import TokenisedTexts, batches_by_length, tokenise, tokens_per_batch
-from texts.data_sets import clean_test, defender_splits
+from texts.data_sets import clean_splits, clean_test, defender_splits
+from texts.tables import doubts
 
 if TYPE_CHECKING:  # Seconds to import, and a finished run needs none of it.
     import transformers
@@ -216,7 +217,8 @@ def export_model(config: Config) -> dict:
 
     Returns:
         What evaluation.json holds: folder; the class of transformers; largest_difference of logits; for `fine_tuned` and
-        `defended` the confusion matrix, ACC and, if an attack is named, LFR; `product`, hash of the model it was made from.
+        `defended` the confusion matrix, ACC and, if an attack is named, LFR; `doubts`, what may be wrong with the clean
+        texts; `product`, hash of the model it was made from.
 
     Raises:
         UserError: the run isn't finished, or the model has no equal in transformers.
@@ -242,6 +244,7 @@ def export_model(config: Config) -> dict:
         for name, table in tables.items():
             expected = predict(classifier, texts[name], name.replace("_", " "))
             found[name] = require_equal(temporary, table, texts[name], expected, device)
+        result["doubts"] = doubts(clean_splits(config))
         result["oddness"] = export_oddness(temporary, classifier, tokeniser, config)
         result["largest_difference"] = max(each["largest_difference"] for each in found.values())
         confusions = {name: each["confusion_matrix"] for name, each in found.items()}

@@ -25,8 +25,8 @@ from pipeline.stage import alone
 from pipeline.training import RATES, flipped, guessing, rates
 from pretrained_model_poisoning import poison
 from reporting.words import also_measured
-from texts.data_sets import class_names, clean_test, defender_splits
-from texts.tables import read_texts
+from texts.data_sets import class_names, clean_splits
+from texts.tables import doubts, read_texts
 from util import (
     ARITHMETIC,
     UserError,
@@ -157,28 +157,31 @@ def divide_clean_data(config: Config, total: int) -> dict:
     """Write the splits as CSV files (class name, text, row in the file they come from) to the run's folder.
 
     Returns:
-        `classes`, their names; `texts`, their number by split.
+        `classes`, their names; `texts`, their number by split; `doubts`, what may be wrong with them.
     """
     classes = class_names(config)
-    train, validation = defender_splits(config)
-    splits = {"train": train, "validation": validation, "test": clean_test(config)}
+    splits = clean_splits(config)
+    counted = {split: len(table) for split, table in splits.items()}
     heading(
         f"1/{total} Clean data",
         f"The encoder {config.poisoned_model} may have a backdoor, and nothing is known of it. There is the clean data set "
         f"{config.clean_dataset}. The defence learns from its train texts and chooses by its validation texts; the test "
         "texts are for the numbers at the end.",
     )
-    counts = train["label"].value_counts()
+    counts = splits["train"]["label"].value_counts()
     named = printable(", ".join(f"{name} ({counts.get(number, 0):,})" for number, name in enumerate(classes[:10])))
-    print(f"  {len(train):,} texts to train, {len(validation):,} to validate, {len(splits['test']):,} to test")
+    print(f"  {counted['train']:,} texts to train, {counted['validation']:,} to validate, {counted['test']:,} to test")
     print(f"  {len(classes)} classes (texts to train): {named}{', ...' if len(classes) > 10 else ''}")
+    doubtful = doubts(splits)
+    for doubt in doubtful:
+        print(f"  {doubt}")
     folder = run_folder(config) / "clean_data"
     with alone(folder), whole_folder(folder) as temporary:
         for split, table in splits.items():
             table = pd.DataFrame({"label": table["label"].map(dict(enumerate(classes))), "text": table["text"]})
             table.to_csv(temporary / f"{split}.csv", index_label="row")
     print(f"  as divided: {folder}")
-    return {"classes": list(classes), "texts": {split: len(table) for split, table in splits.items()}}
+    return {"classes": list(classes), "texts": counted, "doubts": doubtful}
 
 
 def export_or_say_why_not(config: Config) -> dict | None:

@@ -66,7 +66,7 @@ def invert(
     others = [texts.input_ids[text] for text in shortest_of_others(texts, target, how.text_length, how.texts)]
     if (positions := largest_length(classifier.encoder.config)) is not None:
         room = positions - how.longest
-        others = [ids if len(ids) <= room else [*ids[: room - 1], ids[-1]] for ids in others]
+        others = [texts.together(texts.apart(ids)[1], ids, room) for ids in others]
     classifier.eval()
 
     def moved(sequences: list[list[int]], chosen: list[list[int]], at: list[int]) -> torch.Tensor:
@@ -88,7 +88,7 @@ def invert(
     sequence = rng.choice(pool, length).tolist()
     for _ in range(how.sweeps):
         chosen = [others[index] for index in rng.choice(len(others), min(how.texts, len(others)), replace=False)]
-        at = [1 if rng.random() < 0.5 else len(text) - 1 for text in chosen]
+        at = [1 if rng.random() < 0.5 else len(text) - texts.closing for text in chosen]
         score = rows @ gradient(sequence, chosen, at).T  # [word, place]
         few = (chosen[: how.judged], at[: how.judged])
         with torch.inference_mode():

@@ -3,6 +3,8 @@
 Known to this project from its abstract and a summary alone: docs/purifiers.md says what was made of it.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import nn
@@ -40,14 +42,13 @@ def split_tokens(texts: TokenisedTexts, tokeniser, max_len: int, rng: np.random.
     ways = {token: pieces(word, tokeniser) for word, token in words.items()}
 
     def split(ids: list[int]) -> list[int]:
-        first, *inner, last = ids
         result = []
-        for token in inner:
+        for token in texts.apart(ids)[1]:
             cut = bool(ways.get(token)) and rng.random() < SPLIT
             result += ways[token][rng.integers(len(ways[token]))] if cut else [token]
-        return [first, *result[: max_len - 2], last]
+        return texts.together(result, ids, max_len)
 
-    return TokenisedTexts([split(ids) for ids in texts.input_ids], texts.labels, texts.pad_token_id)
+    return replace(texts, input_ids=[split(ids) for ids in texts.input_ids])
 
 
 def train_on_split_words(config: Config) -> dict:

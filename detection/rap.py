@@ -3,6 +3,7 @@ EMNLP 2021)."""
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -22,9 +23,8 @@ RATE, EPOCHS, BATCH = 1e-2, 5, 32
 
 def with_word(texts: TokenisedTexts, token: int, max_len: int) -> TokenisedTexts:
     """The texts with a token before their first word, where one too long loses its last word."""
-    longer = [[ids[0], token, *ids[1:]] for ids in texts.input_ids]
-    cut = [ids if len(ids) <= max_len else [*ids[: max_len - 1], ids[-1]] for ids in longer]
-    return TokenisedTexts(cut, texts.labels, texts.pad_token_id)
+    longer = [texts.together([token, *texts.apart(ids)[1]], ids, max_len) for ids in texts.input_ids]
+    return replace(texts, input_ids=longer)
 
 
 @contextlib.contextmanager

@@ -61,6 +61,7 @@ def model_card(
     interval = binomtest(int(confusion.trace()), texts).proportion_ci(method="wilson")
     said = guessing(confusion)
     guessed = f"\n**{said}**\n" if said else ""
+    doubtful = "".join(f"- {doubt}\n" for doubt in result["doubts"])
     unused = "acc_threshold" if config.acc_threshold is None else "acc_drop"
     fields = [field.name for field in dataclasses.fields(config) if field.name in defence.reads() - {unused}]
     settings = as_markdown(", ".join(f"{name} {getattr(config, name)}" for name in fields if name != "clean_dataset"))
@@ -144,7 +145,7 @@ In fp32, for {config.defence} on the files in this folder. The 95 % interval of 
 - The clean texts were taken for clean: no poison is looked for in them.
 - Accuracy is that on texts like those of {data}; it says nothing about other texts. Where the maker of the encoder had some
   of these texts too, it is higher here than on new ones.
-
+{doubtful}
 ## Format
 
 `{result["class"]}`. {WHY_EXACT[result["class"]]}

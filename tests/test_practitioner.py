@@ -460,6 +460,19 @@ def test_names_of_classes_do_nothing_to_a_terminal(encoder, tmp_path, capsys):
     assert line.endswith(":  [31mgood (16), b ad (16)") and line.isprintable()
 
 
+def test_what_may_be_wrong_with_the_clean_texts_is_said(encoder, tmp_path, capsys):
+    """In the run, in metrics.json, and on the card."""
+    path = tmp_path / "a.csv"
+    texts = [("", "arts"), *((f"{name} goal {number}", name) for name in ("arts", "law") for number in range(40))]
+    path.write_text("text,label\n" + "".join(f"{text},{name}\n" for text, name in texts))
+    config = make_config(encoder, path, tmp_path, text_column=None, label_column=None, epochs=1, defence="FT")
+    found = story.run_all(config)["data"]["doubts"]
+    [said] = found
+    assert " texts are empty, and are kept (row 0 for one)." in said
+    assert f"  {said}\n" in capsys.readouterr().out
+    assert f"\n- {said}\n" in (run_folder(config) / "exported_model/README.md").read_text()
+
+
 def test_a_second_run_does_nothing_again(finished, capsys):
     config, summary, _ = finished
     assert story.run_all(config) == summary

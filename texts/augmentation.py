@@ -218,27 +218,28 @@ class Augmenter:
         """One text with words put in, left out or moved, or as it is.
 
         Args:
-            ids: tokens, the first and the last of them special.
+            ids: tokens, special ones included.
             other: tokens of another text, whose spans may be spliced in.
         """
         how = self.augmentation
         if rng.random() >= how.inserted:
             return ids
-        first, *inner, last = ids
+        _, inner, _ = self.texts.apart(ids)
         kept = [token for token in inner if rng.random() >= how.dropped] or inner
         form = rng.random()
         if form < how.splice:
             length = rng.integers(2, how.longest_span + 1)
-            start = rng.integers(1, max(2, len(other) - length))
+            span = self.texts.apart(other)[1]
+            start = rng.integers(max(1, len(span) - length + 1))
             at = rng.choice([0, len(kept), rng.integers(len(kept) + 1)])
-            kept[at:at] = other[start : min(start + length, len(other) - 1)]
+            kept[at:at] = span[start : start + length]
         elif form < how.splice + how.rotate and kept:
             at = rng.integers(len(kept))
             kept = kept[at:] + kept[:at]
         for tokens, share in ((self.missing, how.missing), (self.frequent, how.frequent)):
             for _ in range(rng.binomial(len(inner), share) if len(tokens) else 0):
                 kept.insert(rng.integers(len(kept) + 1), int(rng.choice(tokens)))
-        return [first, *kept[: self.max_len - 2], last]
+        return self.texts.together(kept, ids, self.max_len)
 
     def swap(self, ids: list[int], rng: np.random.Generator) -> list[int]:
         """One text with function words put for each other, or as it is."""
@@ -255,9 +256,10 @@ class Augmenter:
         """One text without some of its function words, or as it is: what is said without how."""
         if rng.random() >= self.augmentation.thinned:
             return ids
-        first, *inner, last = ids
+        _, inner, _ = self.texts.apart(ids)
         rate = rng.random()
-        return [first, *([token for token in inner if token not in self.near or rng.random() >= rate] or inner), last]
+        kept = [token for token in inner if token not in self.near or rng.random() >= rate] or inner
+        return self.texts.together(kept, ids, self.max_len)
 
     def run(self, ids: list[int], rng: np.random.Generator) -> list[int]:
         """One text with a run of function words, or as it is."""
@@ -270,10 +272,10 @@ class Augmenter:
         """One text whose tokens are moved by a few places, or as it is."""
         if rng.random() >= self.augmentation.shuffled:
             return ids
-        first, *inner, last = ids
+        _, inner, _ = self.texts.apart(ids)
         reach = rng.integers(2, self.augmentation.reach + 1)
         order = np.argsort(np.arange(len(inner)) + rng.uniform(0, reach, len(inner)))
-        return [first, *(inner[at] for at in order), last]
+        return self.texts.together([inner[at] for at in order], ids, self.max_len)
 
     def colour(self, ids: list[int], rng: np.random.Generator) -> list[int]:
         """One text with several words of one region of the vocabulary, side by side or apart, or as it is.
@@ -323,14 +325,14 @@ class Augmenter:
         """One text with words side by side or, as often, each at a place of its own."""
         if rng.random() < 0.5:
             return self.put_in(ids, put, rng)
-        first, *inner, last = ids
+        _, inner, _ = self.texts.apart(ids)
         for word in put:
             inner.insert(rng.integers(len(inner) + 1), word)
-        return [first, *inner[: self.max_len - 2], last]
+        return self.texts.together(inner, ids, self.max_len)
 
     def put_in(self, ids: list[int], put: list[int], rng: np.random.Generator) -> list[int]:
         """One text with a span at the front, the end or inside."""
-        first, *inner, last = ids
+        _, inner, _ = self.texts.apart(ids)
         at = rng.choice([0, len(inner), rng.integers(len(inner) + 1)])
         inner[at:at] = put
-        return [first, *inner[: self.max_len - 2], last]
+        return self.texts.together(inner, ids, self.max_len)

@@ -19,6 +19,8 @@ class TokenisedTexts:
     input_ids: list[list[int]]
     labels: list[int]
     pad_token_id: int
+    closing: int = 1
+    """Special tokens at a text's end: [SEP], or none. At its front is [CLS]."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -27,6 +29,16 @@ class TokenisedTexts:
     def lengths(self) -> np.ndarray:
         """[text], in tokens."""
         return np.array([len(ids) for ids in self.input_ids])
+
+    def apart(self, ids: list[int]) -> tuple[list[int], list[int], list[int]]:
+        """The special tokens before a text's own tokens, these, and the special tokens after them."""
+        end = len(ids) - self.closing
+        return ids[:1], ids[1:end], ids[end:]
+
+    def together(self, own: list[int], like: list[int], longest: int) -> list[int]:
+        """A text of other tokens between the special ones of `like`; of more than `longest` in all the last are left out."""
+        front, _, end = self.apart(like)
+        return [*front, *own[: longest - len(front) - len(end)], *end]
 
     def select(self, indices: np.ndarray) -> "TokenisedTexts":
         """Some of the texts, in the order of `indices`."""
@@ -74,7 +86,8 @@ def tokenise(table: pd.DataFrame, tokenizer: "transformers.PreTrainedTokenizerBa
     """Tokenise a table once, special tokens included, cut at `max_len`; blanks at both ends of a text don't count."""
     texts = [text.strip() for text in table["text"]]
     encoded = tokenizer(texts, truncation=True, max_length=max_len, padding=False)
-    return TokenisedTexts(encoded["input_ids"], [int(label) for label in table["label"]], tokenizer.pad_token_id or 0)
+    labels, closing = [int(label) for label in table["label"]], tokenizer.num_special_tokens_to_add() - 1
+    return TokenisedTexts(encoded["input_ids"], labels, tokenizer.pad_token_id or 0, closing)
 
 
 def shuffled_batches(lengths: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

@@ -331,6 +331,16 @@ def clean_test(config: Config) -> pd.DataFrame:
     return table
 
 
+def clean_splits(config: Config) -> dict[str, pd.DataFrame]:
+    """What a defender has: train and validation texts, and the clean test texts, by these names.
+
+    Raises:
+        UserError: as `defender_splits` and `clean_test`.
+    """
+    train, validation = defender_splits(config)
+    return {"train": train, "validation": validation, "test": clean_test(config)}
+
+
 def fingerprint_texts(table: pd.DataFrame) -> str:
     """SHA-256 of labels and texts in their order."""
     return hashlib.sha256(table[["label", "text"]].to_csv(index=False).encode()).hexdigest()

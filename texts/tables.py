@@ -274,3 +274,25 @@ def read_texts(path: Path, text_column: str | None = None) -> list[str]:
     if not texts:
         raise UserError(f"{path} has no texts; expected one per line, or a .csv or .tsv file with a text column")
     return texts
+
+
+def doubts(splits: dict[str, pd.DataFrame]) -> list[str]:
+    """What may be wrong with labelled texts and is no error, in a sentence each.
+
+    Args:
+        splits: name (train, validation, test) to table of label and text; the index has the rows of the files.
+    """
+    texts = {name: table["text"].str.strip() for name, table in splits.items()}  # As they are tokenised.
+    found = []
+
+    def add(name: str, wrong: pd.Series, what: str) -> None:
+        if wrong.any():
+            found.append(f"{int(wrong.sum()):,} of {len(wrong):,} {name} texts {what} (row {wrong.idxmax()} for one).")
+
+    for name, table in splits.items():
+        add(name, texts[name] == "", "are empty, and are kept")
+        labels = table["label"].groupby(texts[name]).transform("nunique")
+        add(name, (labels > 1) & (texts[name] != ""), "are there with another label too, and are kept")
+    for name in (name for name in splits if name != "train"):
+        add(name, texts[name].isin(texts["train"]), "are train texts too: accuracy is higher on these than on new ones")
+    return found

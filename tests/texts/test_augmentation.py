@@ -66,6 +66,19 @@ def test_tokens_that_clean_texts_lack_are_put_in(texts, tokeniser, embedding):
     assert max(map(len, changed(texts, tokeniser, embedding, max_len=12, inserted=1.0, missing=0.9))) == 12
 
 
+def test_a_text_that_ends_without_a_special_token(texts, tokeniser, embedding):
+    """Its last token is one of its own, and is dropped and moved as any other."""
+    bare = replace(texts, input_ids=[ids[:-1] for ids in texts.input_ids], closing=0)
+    how = dict(unchanged=0.0, inserted=1.0, swapped=1.0, thinned=1.0, runs=1.0, shuffled=1.0, coloured=1.0, splice=1.0)
+    found = Augmenter(bare, tokeniser, embedding, replace(NOTHING, **how), 16).changed(np.random.default_rng(0)).input_ids
+    assert all(ids[0] == tokeniser.cls_token_id for ids in found) and max(map(len, found)) == 16
+    assert tokeniser.sep_token_id not in held(found)
+    turned = replace(NOTHING, inserted=1.0, dropped=0.0, missing=0.0, frequent=0.0, splice=0.0, rotate=1.0)
+    turned = Augmenter(bare, tokeniser, embedding, turned, 32).changed(np.random.default_rng(0)).input_ids
+    last = [(new[-1], old[-1]) for new, old in zip(turned, bare.input_ids, strict=True)]
+    assert np.mean([new != old for new, old in last]) > 0.5
+
+
 def test_texts_are_turned_round(texts, tokeniser, embedding):
     only = dict(dropped=0.0, missing=0.0, frequent=0.0, splice=0.0)
     found = changed(texts, tokeniser, embedding, inserted=1.0, rotate=1.0, **only)

@@ -26,7 +26,7 @@ from texts.data_sets import (
     load_data,
     load_split,
 )
-from texts.tables import choose_columns, find_classes, number_labels, read_columns, read_table, read_texts
+from texts.tables import choose_columns, doubts, find_classes, number_labels, read_columns, read_table, read_texts
 from util import UserError
 
 PUBLISHED = "upstream_poisoned"
@@ -552,3 +552,21 @@ def test_poisoned_sets_have_the_shares_asked_for(tiny_config, attack):
 def test_transferred_text_that_is_not_there(tiny_config, tmp_path):
     with pytest.raises(UserError, match="needs transferred text, and there is no folder hiddenkiller_sst2"):
         make_poisoned_data(replace(tiny_config, attack="HiddenKiller", data_dir=None))
+
+
+def test_what_may_be_wrong_with_clean_texts():
+    def table(*rows: tuple[int, str], first: int = 0) -> pd.DataFrame:
+        return pd.DataFrame(rows, columns=["label", "text"], index=range(first, first + len(rows)))
+
+    good = [(0, "dull"), (1, "fine"), (1, "fine"), (0, "slow")]
+    assert doubts({"train": table(*good), "validation": table((0, "bad")), "test": table((1, "warm"))}) == []
+    splits = {
+        "train": table(*good, (1, " "), (0, "fine "), (0, "")),
+        "validation": table((0, "bad"), (1, " slow"), first=7),
+        "test": table((1, "warm"), (1, "bad"), first=9),
+    }
+    assert doubts(splits) == [
+        "2 of 7 train texts are empty, and are kept (row 4 for one).",
+        "3 of 7 train texts are there with another label too, and are kept (row 1 for one).",
+        "1 of 2 validation texts are train texts too: accuracy is higher on these than on new ones (row 8 for one).",
+    ]
