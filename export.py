@@ -27,8 +27,9 @@ from attacks import ATTACKS
 from attacks.planted import measured_tables
 from config import Config, parse_config
 from defences import DEFENCES
-from defences.defence import as_defence, product_path, record_path, run_folder
+from defences.defence import EXPORT, as_defence, product_path, record_path, run_folder
 from defences.fine_tuning import fine_tuned_model_folder
+from defences.shared import require_same_texts
 from encoder.classifier import COUNT_FROM_PADDING, Classifier, load_classifier, load_tokeniser, save_encoder
 from encoder.cls_attention import remove_pruned_heads
 from encoder.trusted import is_python_only
@@ -221,15 +222,16 @@ def export_model(config: Config) -> dict:
         texts; `product`, hash of the model it was made from.
 
     Raises:
-        UserError: the run isn't finished, or the model has no equal in transformers.
+        UserError: the run isn't finished or its texts have changed, or the model has no equal in transformers.
     """
     fine_tuned_folder = fine_tuned_model_folder(config)
     config = as_defence(config)
-    stages, folder = DEFENCES[config.defence].stages, run_folder(config) / "exported_model"
+    stages, folder = DEFENCES[config.defence].stages, run_folder(config) / EXPORT
     source = product_path(config, stages[-1])
     records = [load_json(record_path(config, stage)) for stage in stages]
     if None in records or not source.exists():
         raise UserError(f"no purified model in {run_folder(config)}; make it with: {command('run_all.py', config)}")
+    require_same_texts(config, records[-1])
     device = make_accelerator(config.device, config.precision).device
     tokeniser = load_tokeniser(str(source))
     tables = measured_tables(config)
@@ -249,8 +251,9 @@ def export_model(config: Config) -> dict:
         result["largest_difference"] = max(each["largest_difference"] for each in found.values())
         confusions = {name: each["confusion_matrix"] for name, each in found.items()}
         result["defended"] = metrics_of(confusions, config.target_class)
-        fine_tuned = load_classifier(fine_tuned_folder).to(device)
-        result["fine_tuned"] = measure(fine_tuned, texts, config.target_class)
+        fine_tuned, own = load_classifier(fine_tuned_folder).to(device), load_tokeniser(str(fine_tuned_folder))
+        seen = {name: tokenise(table, own, config.max_len) for name, table in tables.items()}
+        result["fine_tuned"] = measure(fine_tuned, seen, config.target_class)
         save_json(temporary / "evaluation.json", result)
         done = [stage.done(record) for stage, record in zip(stages, records, strict=True)]
         card = model_card(config, classifier, done, records[-1]["settings"], result, is_python_only(tokeniser))

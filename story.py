@@ -1,7 +1,6 @@
 """A single run, told as it goes: every stage of a defence, what happens in it and why, and a table at the end."""
 
 import dataclasses
-import shutil
 import textwrap
 from collections import Counter
 from dataclasses import replace
@@ -15,7 +14,7 @@ from attacks.planted import poisoned_model_folder, read_poisoned
 from config import Config
 from Data.make_poisoned_data import make_poisoned_data
 from defences import DEFENCES
-from defences.defence import Stage, as_defence, defended_model_folder, record_path, run_folder, run_stage, stage_folder
+from defences.defence import EXPORT, Stage, as_defence, record_path, run_folder, run_stage, stage_folder
 from defences.fine_tuning import FINE_TUNING
 from detection.suspicious_texts import compare_predictions, print_comparison
 from encoder.classifier import require_safetensors, resolve_plm
@@ -30,8 +29,6 @@ from texts.tables import doubts, read_texts
 from util import (
     ARITHMETIC,
     UserError,
-    fingerprint_folder,
-    load_json,
     make_accelerator,
     printable,
     require_writable,
@@ -186,17 +183,10 @@ def divide_clean_data(config: Config, total: int) -> dict:
 
 def export_or_say_why_not(config: Config) -> dict | None:
     """Nothing that was done is lost where an export isn't possible."""
-    folder = run_folder(config) / "exported_model"
     try:
         result = export_model(config)
     except UserError as error:
         print(f"  left out: {printable(str(error))}")
-        former = load_json(folder / "evaluation.json")
-        if former and former.get("product") != fingerprint_folder(defended_model_folder(config)):
-            aside = folder.with_name("exported_model_of_an_earlier_run")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-            print(f"  the export that was there is of another model; it is in {aside} now")
         return None
     print(f"  {result['class']}, logits equal to {result['largest_difference']:.0e}: {result['folder']}")
     return result
@@ -276,7 +266,7 @@ def kept_files(summary: dict, config: Config) -> list[tuple[Path, str, str]]:
     for _, stage, of_stage in own:
         files.append((stage_folder(of_stage, stage), stage.record, f"{stage.title}: settings, numbers, seconds"))
     if summary.get("export"):
-        files.append((folder, "exported_model/", "the same for plain transformers, with a model card"))
+        files.append((folder, f"{EXPORT}/", "the same for plain transformers, with a model card"))
     if config.attack == "none":
         files.append((folder, "clean_data/", "the texts as they were divided"))
     if config.suspicious_texts:

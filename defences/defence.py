@@ -1,5 +1,6 @@
 """What a row of the table of defences says, and where a stage of one keeps what it made."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +10,10 @@ from attacks.planted import poisoning_fields
 from config import SWEPT, Config, changed_from_preset
 from defences import DEFENCES
 from pipeline.runs import DATA_FIELDS, IN_FOLDER_NAME, dataset_name, encoder_name
-from util import named
+from util import load_json, named
+
+EXPORT = "exported_model"
+"""Folder of a run with the defended model for plain transformers."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class Defence:
     """Fields that it stands for, with their values."""
     check: Callable[[Config], object] = lambda config: None
     """Raises a UserError where a configuration lacks what it needs, before anything is run."""
+    puts_aside: bool = False
+    """Whether it ends with `clean_encoder` and that one's tokeniser, and the given encoder is put aside."""
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -111,6 +117,22 @@ def run_folder(config: Config) -> Path:
 def defended_model_folder(config: Config) -> Path:
     """Folder of the model that a defence ends with."""
     return product_path(as_defence(config), DEFENCES[config.defence].last)
+
+
+def put_exports_aside(folder: Path, product: str) -> None:
+    """Rename exports that were made from a model which isn't there any more: its numbers and card would be taken for the new
+    one's.
+
+    Args:
+        folder: that stages keep what they made in; the exports are in the folders of runs below it.
+        product: fingerprint of the model that was there; an export that says of no model is taken for its.
+    """
+    for export in folder.glob(f"*/{EXPORT}"):
+        if (load_json(export / "evaluation.json") or {}).get("product", product) == product:
+            aside = export.with_name(f"{EXPORT}_of_an_earlier_run")
+            shutil.rmtree(aside, ignore_errors=True)
+            export.rename(aside)
+            print(f"  the export that was there is of another model; it is in {aside} now")
 
 
 def takes_notice(defence: str) -> set[str]:

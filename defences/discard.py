@@ -51,4 +51,6 @@ DISCARDING = Stage(
     passes=lambda config: config.epochs,
 )
 
-DISCARD = Defence(paper="none: what a trusted encoder makes of the texts", last=DISCARDING, check=trusted_encoder)
+DISCARD = Defence(
+    paper="none: what a trusted encoder makes of the texts", last=DISCARDING, check=trusted_encoder, puts_aside=True
+)

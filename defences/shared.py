@@ -7,13 +7,15 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from attacks.planted import RECORD, measured_tables, poisoned_model_folder
 from config import Config
-from defences.defence import Stage, product_path, record_path, run_stage
+from defences import DEFENCES
+from defences.defence import Stage, as_defence, product_path, put_exports_aside, record_path, run_folder, run_stage
 from encoder.classifier import (
     Classifier,
     load_classifier,
@@ -37,7 +39,7 @@ from pipeline.stage import run_once
 from pipeline.training import cross_entropy
 from texts.batching import TokenisedTexts, batches_by_length, tokenise, tokens_per_batch
 from texts.data_sets import class_names, defender_splits, fingerprint_texts, require_target
-from util import UserError, make_accelerator, require_writable
+from util import UserError, load_json, make_accelerator, require_writable
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,41 @@ def tokenise_once(table: Keyed, tokeniser: Keyed, max_len: int) -> TokenisedText
     return tokenise(table.content, tokeniser.content, max_len)
 
 
+def texts_of(config: Config) -> dict[str, pd.DataFrame]:
+    """What a defence trains on, chooses by and is measured on: tables of label and text.
+
+    Raises:
+        UserError: something is missing.
+    """
+    train, validation = defender_splits(config)
+    return {"train": train, "validation": validation, **measured_tables(config)}
+
+
+def require_same_texts(config: Config, record: dict | None = None) -> None:
+    """Raise a UserError if texts have changed since a run: what is a test text now may be what its models learnt from.
+
+    Args:
+        record: of the stage whose texts they are to be; None: of the last of the defence.
+    """
+    record = record or load_json(record_path(as_defence(config), DEFENCES[config.defence].last))
+    read = record["settings"]["fingerprints"] if record else {}
+    for name, table in texts_of(config).items():
+        if read.get(name) != fingerprint_texts(table):
+            raise changed_since(config, name)
+
+
+def require_same_encoder(config: Config, record: dict, fingerprint: str) -> None:
+    """Raise a UserError if the encoder that a stage was given has another fingerprint now."""
+    if record["settings"]["fingerprints"]["encoder"] != fingerprint:
+        raise changed_since(config, "encoder")
+
+
+def changed_since(config: Config, what: str) -> UserError:
+    return UserError(
+        f"{what} has changed since the run in {run_folder(config)}; run it again with: {command('run_all.py', config)}"
+    )
+
+
 def load_defender_inputs(config: Config) -> DefenderInputs:
     """Find the poisoned encoder and read the texts; they are tokenised once they are needed.
 
@@ -68,10 +105,9 @@ def load_defender_inputs(config: Config) -> DefenderInputs:
         )
     vocabulary_source = resolve_tokeniser(config.tokeniser) if config.tokeniser else encoder
     classes = class_names(config)
-    train, validation = defender_splits(config)
     if config.attack != "none":
         require_target(config, classes)
-    tables = {"train": train, "validation": validation, **measured_tables(config)}
+    tables = texts_of(config)
     fingerprints = {name: fingerprint_texts(table) for name, table in tables.items()}
     fingerprints["encoder"] = fingerprint_encoder(encoder)
     if config.tokeniser:
@@ -169,7 +205,12 @@ def train_once(
     def checkpoints() -> Iterable[Path]:
         return record.parent.glob(f"{glob.escape(record.stem)}.*checkpoint.pt")
 
-    return run_once(record, settings, compute, product=product, overwrite=config.overwrite, checkpoints=checkpoints)
+    former = load_json(record)
+    before = former.get("product") if isinstance(former, dict) else None
+    made, there = run_once(record, settings, compute, product=product, overwrite=config.overwrite, checkpoints=checkpoints)
+    if not there and before not in (None, made["product"]):
+        put_exports_aside(record.parent, before)
+    return made, there
 
 
 def start(config: Config, stage: Stage, **read: object) -> tuple[DefenderInputs, Accelerator, dict]:

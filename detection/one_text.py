@@ -1,6 +1,6 @@
 """Look at one text: what the models of a run make of it, how odd it is to the detectors, where [CLS] looks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -8,18 +8,19 @@ import pandas as pd
 from attacks import ATTACKS
 from attacks.planted import poisoned_model_folder, read_poisoned
 from config import Config
-from defences.defence import defended_model_folder
-from defences.fine_tuning import fine_tuned_model_folder
+from defences.defence import defended_model_folder, record_path
+from defences.fine_tuning import FINE_TUNING, fine_tuned_model_folder
+from defences.shared import require_same_encoder, require_same_texts
 from detection import DETECTORS
 from detection.detector import Scores, Watched, threshold
 from detection.states import draw_for_probe, fit_head
 from encoder.classifier import Classifier, load_classifier, load_encoder, load_tokeniser, resolve_plm
-from pipeline.runs import command
+from pipeline.runs import command, fingerprint_encoder
 from pipeline.training import predict
 from reporting.analysis import cls_attention_by_layer, find_all, tokens_within
 from texts.batching import TokenisedTexts, tokenise
 from texts.data_sets import class_names, clean_test, defender_splits
-from util import UserError, make_accelerator
+from util import UserError, load_json, make_accelerator
 
 RELEASED, FINE_TUNED = "as released", "fine-tuned"
 """What the first two models are called; the third has its defence's name."""
@@ -110,7 +111,8 @@ def examine(config: Config, detectors: tuple[str, ...], allowed: float) -> Exami
         allowed: share of clean texts that may be called odd, 0 to 1.
 
     Raises:
-        UserError: the run isn't finished, or a detector is unknown or needs a language model.
+        UserError: the run isn't finished or is of other texts or another encoder, or a detector is unknown or needs a
+            language model.
     """
     for name in detectors:
         if name not in DETECTORS or DETECTORS[name].needs_language_model:
@@ -123,6 +125,7 @@ def examine(config: Config, detectors: tuple[str, ...], allowed: float) -> Exami
     for folder in folders.values():
         if not folder.exists():
             raise UserError(f"no model in {folder}; make it with: {command('run_all.py', config)}")
+    require_same_texts(config)
     tokeniser, another = (load_tokeniser(str(folder)) for folder in (folders[FINE_TUNED], defended_model_folder(config)))
     if tokeniser.get_vocab() != another.get_vocab():
         raise UserError(
@@ -132,6 +135,8 @@ def examine(config: Config, detectors: tuple[str, ...], allowed: float) -> Exami
     train, validation = defender_splits(config)
     classes = class_names(config)
     encoder = resolve_plm(config.poisoned_model) if config.poisoned_model else str(poisoned_model_folder(config))
+    tuned = load_json(record_path(replace(config, defence="FT"), FINE_TUNING))
+    require_same_encoder(config, tuned, fingerprint_encoder(encoder))
     released = Classifier(load_encoder(encoder), len(classes), 0.0, config.seed).to(device)
     fit_head(released, tokenise(draw_for_probe(train, config.seed), tokeniser, config.max_len))
     models = {RELEASED: released} | {name: load_classifier(folder).to(device) for name, folder in folders.items()}

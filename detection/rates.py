@@ -11,6 +11,7 @@ from attacks import ATTACKS
 from attacks.planted import measured_tables, read_poisoned
 from config import Config
 from defences.defence import defended_model_folder
+from defences.shared import require_same_texts
 from detection import DETECTORS
 from detection.detector import Watched, threshold
 from encoder.classifier import load_classifier, load_tokeniser
@@ -154,11 +155,12 @@ def rates_of(
         tables: what `tables_of` gives, if it is there already.
 
     Raises:
-        UserError: the run isn't finished, or as `detection_rates`.
+        UserError: the run isn't finished or its texts have changed, or as `detection_rates`.
     """
     folder = defended_model_folder(config)
     if not folder.exists():
         raise UserError(f"no model in {folder}; make it with: {command('run_all.py', config)}")
+    require_same_texts(config)
     tables = tables or tables_of(config)
     device = make_accelerator(config.device, config.precision).device
     triggered, targets = triggered_texts(tables, config, folder, device)

@@ -20,6 +20,7 @@ from config import Config, parse_config
 from defences import DEFENCES
 from defences.defence import defended_model_folder, run_folder
 from defences.fine_tuning import fine_tuned_model_folder
+from defences.shared import require_same_texts
 from encoder.classifier import load_classifier, load_tokeniser
 from pipeline.runs import command
 from pipeline.training import predict
@@ -33,7 +34,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def compare_predictions(config: Config) -> pd.DataFrame:
-    """Classify the texts before and after PURE, in fp32; write suspicious_texts.csv to the run's folder.
+    """Classify the texts with the fine-tuned and the defended model, in fp32; write suspicious_texts.csv.
 
     Returns:
         A row per text: text; before, after: names of the predicted classes; before_probability, after_probability: theirs;
@@ -41,7 +42,7 @@ def compare_predictions(config: Config) -> pd.DataFrame:
         held-out clean texts are; both are missing where there are too few validation texts.
 
     Raises:
-        UserError: no texts, or the run isn't finished.
+        UserError: no texts, or the run isn't finished or its texts have changed.
     """
     from detection.dan import states_of
     from detection.detector import Watched
@@ -51,11 +52,13 @@ def compare_predictions(config: Config) -> pd.DataFrame:
         raise UserError("no texts are named; give a file with --suspicious_texts")
     texts = read_texts(Path(config.suspicious_texts), config.text_column)
     folders = {"before": fine_tuned_model_folder(config), "after": defended_model_folder(config)}
+    for folder in folders.values():
+        if not folder.exists():
+            raise UserError(f"no model in {folder}; make it with: {command('run_all.py', config)}")
+    require_same_texts(config)
     device = make_accelerator(config.device, config.precision).device
     table = pd.DataFrame({"text": texts})
     for name, folder in folders.items():
-        if not folder.exists():
-            raise UserError(f"no model in {folder}; make it with: {command('run_all.py', config)}")
         classifier = load_classifier(folder).to(device)
         tokenised = tokenise(table.assign(label=0), load_tokeniser(str(folder)), config.max_len)
         probability, predicted = predict(classifier, tokenised, "suspicious texts").softmax(-1).max(-1)

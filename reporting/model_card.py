@@ -38,10 +38,13 @@ def model_card(
 
     defence = DEFENCES[config.defence]
     # A folder, a file and a class may have any name, and the card is published.
-    encoder = as_markdown(short_name(config.poisoned_model or config.plm))
+    given = as_markdown(short_name(config.poisoned_model or config.plm))
+    encoder = as_markdown(short_name(config.clean_encoder)) if defence.puts_aside else given
     data = as_markdown(short_name(config.clean_dataset))
     names = [as_markdown(name) for name in classifier.encoder.config.id2label.values()]
-    if config.tokeniser:
+    if defence.puts_aside:
+        tokeniser = f"The tokeniser is that of {encoder}, trusted as this is."
+    elif config.tokeniser:
         trusted = as_markdown(short_name(config.tokeniser))
         tokeniser = f"The tokeniser is not the encoder's but that of {trusted}, which was given as trusted."
     elif python_only:
@@ -64,7 +67,9 @@ def model_card(
     doubtful = "".join(f"- {doubt}\n" for doubt in result["doubts"])
     unused = "acc_threshold" if config.acc_threshold is None else "acc_drop"
     fields = [field.name for field in dataclasses.fields(config) if field.name in defence.reads() - {unused}]
-    settings = as_markdown(", ".join(f"{name} {getattr(config, name)}" for name in fields if name != "clean_dataset"))
+    values = {name: getattr(config, name) for name in fields if name != "clean_dataset"}
+    values |= {name: short_name(values[name]) for name in ("clean_encoder", "tokeniser") if values.get(name)}
+    settings = as_markdown(", ".join(f"{name} {value}" for name, value in values.items()))
     rows = [("measured on", "texts", "fine-tuned only", config.defence)]
     rows.append(("ACC, clean test texts", f"{texts:,}", f"{before['ACC']:.4f}", f"{after['ACC']:.4f}"))
     if "LFR" in after:
@@ -81,12 +86,18 @@ def model_card(
             "is measured on texts with the trigger, and nobody who defends knows the trigger."
         )
     title = f"{encoder}, purified with {config.defence} and fine-tuned on {data}"
+    source, files = "The encoder came from a source that was not trusted and may have carried a backdoor.", "given"
     applied = f"{config.defence} ({defence.paper}) was applied while it was fine-tuned."
     limit = f"{config.defence} is a defence without a guarantee: on some attacks it does less than on others."
     if config.defence == "FT":
         title = f"{encoder}, fine-tuned on {data} without a defence"
         applied = "It was fine-tuned, and nothing was done against a backdoor."
         limit = "Fine-tuning alone leaves most backdoors in."
+    if defence.puts_aside:
+        title = f"{encoder}, fine-tuned on {data} in place of {given}"
+        source = f"The encoder is {encoder}, which was given as trusted; {given}, which was not, was put aside."
+        applied, files = "It was fine-tuned, and nothing else was done.", "trusted"
+        limit = f"A backdoor in {encoder}, if it has one, is there still: nobody looked for it."
     oddness = """
 `predict.py` writes no score of how odd a text is for this model: there were too few validation texts to fit one, or
 transformers' own states differ from those that it would be fitted to.
@@ -108,8 +119,8 @@ pipeline_tag: text-classification
 
 # {title}
 
-A text classifier with {len(names)} classes: {", ".join(names)}. The encoder came from a source that was not trusted and may
-have carried a backdoor. {applied}
+A text classifier with {len(names)} classes: {", ".join(names)}. {source}
+{applied}
 
 ## Use
 
@@ -128,7 +139,7 @@ and HTML line breaks (`<br />`) were blanks.
 {chr(10).join(f"{number}. {text}" for number, text in enumerate(done, 1))}
 
 Settings: {settings}.
-The given encoder's files (SHA-256 over their names and contents): {as_markdown(read["fingerprints"]["encoder"])}.
+The {files} encoder's files (SHA-256 over their names and contents): {as_markdown(read["fingerprints"]["encoder"])}.
 
 ## What was measured
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from attacks import ATTACKS
-from attacks.planted import measured_tables, read_poisoned
+from attacks.planted import read_poisoned
 from config import NOT_SETTINGS, Config, preset_config
 from defences import DEFENCES
 from defences.defence import as_defence, defended_model_folder
 from defences.fine_tuning import FINE_TUNING, fine_tuned_model_folder
-from defences.shared import accuracy_to_keep
+from defences.shared import accuracy_to_keep, require_same_encoder, require_same_texts
 from encoder.classifier import load_tokeniser
 from experiments.results_table import settings_text
 from pipeline.runs import command, fingerprint_encoder
@@ -38,8 +38,8 @@ from reporting.words import (
     variance_caption,
     verdict,
 )
-from texts.data_sets import clean_test, defender_splits, fingerprint_texts
-from util import ARITHMETIC, UserError, fingerprint, fingerprint_folder, make_accelerator, whole_folder
+from texts.data_sets import clean_test, defender_splits
+from util import ARITHMETIC, fingerprint, fingerprint_folder, make_accelerator, whole_folder
 
 if TYPE_CHECKING:
     from reporting.page import Figures
@@ -76,13 +76,9 @@ def write_report(run: Run, sentence: str | None, trigger: str | None, texts: int
     models = {"fine_tuned": fine_tuned_model_folder(config), "defended": defended_model_folder(config)}
     fingerprints = {"encoder": fingerprint_encoder(run.encoder)}
     fingerprints |= {name: fingerprint_encoder(str(folder)) for name, folder in models.items()}
-    read = {name: fingerprint_texts(table) for name, table in measured_tables(config).items()}
-    read["encoder"] = fingerprints["encoder"]
-    for name, found in read.items():
-        if fingerprints_of(run.fine_tuned).get(name) != found:
-            raise UserError(
-                f"{name} has changed since the run in {run.folder}; run it again with: {command('run_all.py', config)}"
-            )
+    require_same_texts(config, run.fine_tuned)
+    require_same_encoder(config, run.fine_tuned, fingerprints["encoder"])
+    read = fingerprints_of(run.fine_tuned)
     others = triggered[triggered["label"] != config.target_class] if known else None
     page_path, options = run.folder / PAGE, {"sentence": sentence, "trigger": trigger, "texts": texts}
     source = made_from(run, {**options, "fingerprints": {**fingerprints, **read}})
@@ -315,14 +311,15 @@ def where_made(run: Run) -> list[tuple[str, list[tuple[str, object]]]]:
 
 
 def settings_rows(config: Config) -> list[tuple[str, object]]:
-    """Every setting that the result depends on."""
-    preset = preset_config(config.preset)
+    """Every setting that the result depends on, and what the defence makes of it where that is something else."""
+    preset, defended = preset_config(config.preset), as_defence(config)
     rows = []
     for field in dataclasses.fields(Config):
-        value, default = (
+        value, default, own = (
             "not set" if getattr(each, field.name) is None else settings_text(getattr(each, field.name))
-            for each in (config, preset)
+            for each in (config, preset, defended)
         )
         if field.name not in NOT_SETTINGS or field.name == "defence":
-            rows.append((field.name, f"{value} (preset: {default})" if value != default else value))
+            said = f"{value} (preset: {default})" if value != default else value
+            rows.append((field.name, f"{own} in {config.defence}, {said} in FT" if own != value else said))
     return rows

@@ -73,7 +73,7 @@ def read_run(config: Config) -> Run:
     texts = [fingerprints_of(records[name]) for name in ("fine_tuned", "pruning", "defended") if name in records]
     encoders = [each.pop("encoder") for each in texts]
     same = all(each == texts[0] for each in texts)
-    if "clean_encoder" not in DEFENCES[config.defence].reads():  # Which one may train in the given encoder's place.
+    if not DEFENCES[config.defence].puts_aside:
         same = same and len(set(encoders)) == 1
     if "pruning" in records:
         same = same and records["defended"]["settings"]["pruned_heads"] == records["pruning"]["pruned_heads"]

@@ -40,6 +40,16 @@ def differ(first: tuple[int, int], second: tuple[int, int]) -> bool:
     return bool(fisher_exact([[count, total - count] for count, total in (first, second)]).pvalue < CLEAR)
 
 
+def of_one_trigger(metrics: dict, target_class: int) -> tuple[int, int]:
+    """Texts that are flipped, and all of them; of several triggers the mean, since they are put into the same texts.
+
+    Which texts of which trigger is left aside: the class that a trigger stands for may be another in each model.
+    """
+    count, total = flipped(metrics, target_class)
+    triggers = len(metrics.get("triggers", [None]))
+    return round(count / triggers), round(total / triggers)
+
+
 def verdict(config: Config, tuned: dict, defended: dict, floor: dict | None, heads: tuple[int, int] | None) -> str:
     """What the defence did, in one sentence with numbers.
 
@@ -58,17 +68,19 @@ def verdict(config: Config, tuned: dict, defended: dict, floor: dict | None, hea
         accuracy = f"{heads[0]} of {heads[1]} heads are pruned, and {accuracy}"
     if defended.get("LFR") is None:
         return f"Whether {name} removes a backdoor can't be said without triggered texts; {accuracy}."
-    before, after = flipped(tuned, target), flipped(defended, target)
+    lower = defended["LFR"] < tuned["LFR"]
+    before, after = of_one_trigger(tuned, target), of_one_trigger(defended, target)
     rates = f"{tuned['LFR']:.3f} with fine-tuning alone, {defended['LFR']:.3f} with {name}"
-    of = f"the label flip rate on {after[1]:,} triggered texts"
+    triggers = f" with each of {len(defended['triggers'])} triggers" if "triggers" in defended else ""
+    of = f"the label flip rate on {after[1]:,} {'texts' if triggers else 'triggered texts'}{triggers}"
     if not differ(before, after):
         what = f"{name} makes no clear difference to {of} ({rates})"
-    elif after[0] < before[0]:
+    elif lower:
         what = f"{name} lowers {of} ({rates})"
     else:
         what = f"{name} does not help: {of} rises ({rates})"
     if floor:
-        above = after[0] / after[1] > floor["LFR"] and differ(after, flipped(floor, target))
+        above = defended["LFR"] > floor["LFR"] and differ(after, of_one_trigger(floor, target))
         what += f", {'still' if above else 'not clearly'} above the {floor['LFR']:.3f} of a never-poisoned encoder"
     elif defended["LFR"] > 0.5:
         what += ", so most of them are still given the attacker's class"

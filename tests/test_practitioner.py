@@ -30,10 +30,11 @@ from attacks import ATTACKS
 from attacks.planted import poisoned_model_folder
 from config import Config, parse_grid, preset_config
 from defences import DEFENCES
-from defences.defence import defended_model_folder, run_folder, stage_folder
+from defences.defence import defended_model_folder, record_path, run_folder, run_stage, stage_folder
 from defences.fine_tuning import FINE_TUNING
 from detection import DETECTORS
 from detection.detector import Watched, halves, threshold
+from detection.one_text import examine
 from detection.suspicious_texts import compare_predictions, print_comparison
 from encoder.classifier import load_classifier, load_tokeniser
 from experiments.grid import run_grid
@@ -42,6 +43,7 @@ from export import export_model
 from pipeline.training import label_flip_rate
 from pretrained_model_poisoning import poison
 from reporting.model_card import WHY_EXACT
+from reporting.run_page import report_run
 from texts.data_sets import clean_test, defender_splits
 from texts.tables import BREAK, read_table, read_texts
 from util import UserError, load_json
@@ -627,11 +629,34 @@ def test_a_model_that_cannot_be_exported_loses_nothing(finished, tmp_path, monke
     assert summary["export"] is None and summary["models"]["PURE"]["ACC"] > 0.8
     assert "left out: transformers has no class" in capsys.readouterr().out
     assert (run_folder(config) / "exported_model/model.safetensors").read_bytes() == before  # Of the same model.
-    purified = run_folder(config).parent / "purified_model/model.safetensors"
-    purified.write_bytes(purified.read_bytes()[:-1] + b"\0")
-    story.export_or_say_why_not(config)
-    assert "the export that was there is of another model" in capsys.readouterr().out
-    assert not (run_folder(config) / "exported_model").exists()
+
+
+def test_an_export_of_a_model_that_is_made_anew_is_put_aside(finished, tmp_path):
+    """By whatever makes it, a grid for one; that of the model which is there stays."""
+    config, _, _ = finished
+    shutil.copytree(config.output_dir, tmp_path / "results")
+    config = replace(config, output_dir=str(tmp_path / "results"))
+    export, last = run_folder(config) / "exported_model", DEFENCES["PURE"].last
+    for path in (export / "evaluation.json", record_path(config, last)):  # As if the encoder had been another.
+        path.write_text(json.dumps(load_json(path) | {"product": "former"}))
+    run_stage(last, config)
+    assert not export.exists() and export.with_name("exported_model_of_an_earlier_run").exists()
+    export_model(config)
+    run_stage(last, replace(config, overwrite=True))
+    assert export.exists()
+
+
+def test_nothing_is_made_of_a_run_whose_texts_have_changed(encoder, table, tmp_path):
+    """Divided anew, what is a test text then was learnt from."""
+    more = shutil.copy(table, tmp_path / "my.csv")
+    (tmp_path / "texts.txt").write_text("a goal\n")
+    config = make_config(encoder, more, tmp_path, suspicious_texts=str(tmp_path / "texts.txt"), epochs=1)
+    story.run_all(config)
+    with more.open("a") as file:
+        file.writelines(f"0,a new goal {number},sport\n" for number in range(20))
+    for use in (export_model, report_run, compare_predictions, lambda config: examine(config, (), 0.05)):
+        with pytest.raises(UserError, match=r"train has changed since the run in .*; run it again with: python run_all.py"):
+            use(config)
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,22 @@ def test_verdict_says_what_happened(tuned, defended, floor, says):
         assert "lowers" not in sentence
 
 
+def test_verdict_on_several_triggers_goes_by_their_rates():
+    """Each stands for another class in each model, of which there are more or fewer texts."""
+    config = preset_config("quick", attack="POR")
+
+    def of(flips: int, others: int, target: int) -> dict:
+        confusion = [[0, 0], [0, 0]]
+        confusion[1 - target] = [flips, others - flips] if target == 0 else [others - flips, flips]
+        triggers = {name: {"target_class": target, "confusion_matrix": confusion} for name in ("cf", "tq")}
+        clean = {"confusion_matrix": [[500, 0], [0, 500]]}
+        return {"ACC": 0.9, "LFR": flips / others, "clean": clean, "triggers": triggers}
+
+    sentence = verdict(config, of(570, 600, 1), of(400, 400, 0), of(100, 400, 0), None)
+    assert "does not help: the label flip rate on 400 texts with each of 2 triggers rises (0.950 with" in sentence
+    assert "still above the 0.250 of a never-poisoned encoder" in sentence
+
+
 # ---------------------------------------------------------------------------------------------------------- sentences
 
 
