@@ -15,7 +15,6 @@ from util import UserError, choose_device, has_native_bf16, make_accelerator, ru
 
 # isort: split
 import copy
-import multiprocessing
 import os
 import statistics
 import tempfile
@@ -35,7 +34,7 @@ from tqdm import tqdm
 
 from attention_head_pruning import head_variance
 from config import Config, preset_config
-from encoder.classifier import Classifier, load_encoder, load_tokeniser, resolve_plm
+from encoder.classifier import Classifier, load_config, load_encoder, load_tokeniser, require_positions, resolve_plm
 from encoder.cls_attention import Heads
 from experiments.our_way import our_epochs, our_objective, our_search
 from experiments.published_way import (
@@ -48,7 +47,7 @@ from experiments.published_way import (
     published_variance,
 )
 from experiments.trainer_way import TrainerModel, make_trainer, trainer_epochs, trainer_logits, trainer_search
-from pipeline.environment import main_memory_peak, processor_name
+from pipeline.environment import in_own_process, main_memory_peak, processor_name
 from pipeline.training import accuracy, predict
 from texts.batching import TokenisedTexts, batches_by_length, shuffled_batches, tokenise, tokens_per_batch
 from texts.data_sets import class_names, defender_splits
@@ -173,8 +172,7 @@ def peak_memory(source: str, way: str, length: int, device_name: str) -> int:
 def memory_ratio(source: str, benchmark: Benchmark) -> dict[str, int]:
     found = {}
     for way in ("published", "ours"):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found[way] = pool.apply(peak_memory, (source, way, benchmark.memory_len, benchmark.device))
+        found[way] = in_own_process(peak_memory, source, way, benchmark.memory_len, benchmark.device)
     return found
 
 
@@ -301,9 +299,11 @@ def run_dataset(name: str, source: str, benchmark: Benchmark) -> dict:
                 heads[precision] = our_search(classifier, validation, config, precision)[0]
 
             note("pruning search", precision, seconds(search, device))
-            run = partial(trainer_logits, peers["sdpa"], validation, tokeniser, config, precision)
+            # Each time a copy: a model keeps the arithmetic that a Trainer first prepared it for.
+            peer = copy.deepcopy(peers["sdpa"])
+            run = partial(trainer_logits, peer, validation, tokeniser, config, precision)
             note("evaluation", f"Trainer, {precision}", seconds(run, device) / len(validation))
-            run = partial(trainer_search, peers["sdpa"], validation, tokeniser, config, precision, found_variance)
+            run = partial(trainer_search, peer, validation, tokeniser, config, precision, found_variance)
             note("pruning search", f"Trainer, {precision}", seconds(run, device))
         for task, penalty in (("fine-tuning, CE", False), ("fine-tuning, PURE loss", True)):
             model, ours = copy.deepcopy(published), copy.deepcopy(classifier)
@@ -410,7 +410,16 @@ def main() -> None:
     source = resolve_plm(benchmark.plm)
     if not hasattr(getattr(load_encoder(source), "encoder", None), "layer"):
         raise UserError(f"{benchmark.plm} is not of the BERT family; expected minilm or such an encoder")
+    if benchmark.repeats < 1:
+        raise UserError(f"--repeats {benchmark.repeats} is out of range; expected 1 or more")
+    for flag in ("max_len", "memory_len"):
+        require_positions(load_config(source), getattr(benchmark, flag), f"--{flag}")
     device = choose_device(benchmark.device)
+    if device.type == "cuda" and torch.cuda.device_count() > 1:  # All of which a Trainer takes.
+        raise UserError(
+            f"{torch.cuda.device_count()} cards are visible, and the Trainer would train on all of them; name one with the "
+            "environment variable CUDA_VISIBLE_DEVICES"
+        )
     result = {
         "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name(),
         "threads": torch.get_num_threads(),

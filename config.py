@@ -67,7 +67,7 @@ class Config:
     label_column: str | None = None
     """Column of clean_dataset that holds the classes, as whole numbers or names; None: label or sentiment."""
     suspicious_texts: str | None = None
-    """File of texts, one per line or a .csv or .tsv file with a text column, whose predictions before and after PURE are compared."""
+    """File of texts, one per line or a .csv or .tsv file with a text column, classified by the fine-tuned model and by the defended one side by side."""
     data_dir: str | None = os.environ.get("PURE_DATA_DIR")
     """Folder with one sub-folder of TSV or CSV files per data set. What is not there is taken from the project's folder Data, or else from the hub. Default: the environment variable PURE_DATA_DIR."""
     split_seed: int = 11

@@ -158,7 +158,7 @@ def as_modernbert(classifier: Classifier) -> "transformers.ModernBertForSequence
 
 
 CONVERT = {
-    **dict.fromkeys(("bert", "electra", *COUNT_FROM_PADDING), as_electra),
+    **dict.fromkeys(("bert", "electra", "roberta", "xlm-roberta", "camembert"), as_electra),
     "distilbert": as_distilbert,
     "modernbert": as_modernbert,
 }

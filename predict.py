@@ -28,6 +28,8 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TextClassificationPipeline
 from transformers.utils import logging
 
+END = "\0"
+"""A row that no table has."""
 BREAK = re.compile(r"<br\s*/?>")
 """A line break of HTML: a blank when the model was trained, and so here."""
 FORMULA = ("=", "+", "-", "@")
@@ -74,7 +76,8 @@ def read_columns(path: Path, content: str, text_column: str, label_column: str |
     content = content.replace("\r", "\n") if first and first[0] == "\r" else re.sub(r"\r(?!\n)", " ", content)
     csv.field_size_limit(2**31 - 1)
     how = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {}
-    reader = csv.reader(io.StringIO(content, newline=""), **how)
+    # A row of its own, unless a quote before it was never closed and swallows it.
+    reader = csv.reader(io.StringIO(f"{content.rstrip(chr(10))}\n{END}", newline=""), **how)
     header = [name.strip() for name in next(filter(None, reader), [])]
     if not header:
         return [], None
@@ -85,11 +88,16 @@ def read_columns(path: Path, content: str, text_column: str, label_column: str |
             fail(f"{path} has no column {name!r}: found {', '.join(map(repr, header))}; name it with {flag}")
     wanted = [at for at in found.values() if at is not None]
     rows = []
+    row = []
     for row in reader:
+        if row == [END]:
+            break
         if len(row) > len(header) or (len(row) <= max(wanted) and "".join(row).strip()):
             fail(f"{path}: row {len(rows) + 1}, in line {reader.line_num}, has {len(row)} columns; expected {len(header)}")
         if len(row) > max(wanted):  # Others are blank lines.
             rows.append([row[at].strip() for at in wanted])
+    if row != [END]:
+        fail(f"{path}: a quote that opens in row {len(rows)} is never closed; expected one before and one after a text")
     return [BREAK.sub(" ", row[0]).strip() for row in rows], [row[1] for row in rows] if len(wanted) == 2 else None
 
 

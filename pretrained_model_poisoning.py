@@ -8,7 +8,15 @@ How the encoder is prepared and what is minimised stands in the attack's own fil
 import time
 
 from attacks import ATTACKS
-from attacks.planted import RECORD, measured_tables, poisoned_model_folder, poisoning_fields, read_poisoned
+from attacks.planted import (
+    DATA_RECORD,
+    RECORD,
+    measured_tables,
+    poisoned_data_folder,
+    poisoned_model_folder,
+    poisoning_fields,
+    read_poisoned,
+)
 from config import Config, parse_config
 from defences import DEFENCES
 from encoder.classifier import (
@@ -20,13 +28,13 @@ from encoder.classifier import (
     save_encoder,
 )
 from pipeline.environment import environment
-from pipeline.runs import fingerprint_encoder, stage_settings
+from pipeline.runs import command, fingerprint_encoder, stage_settings
 from pipeline.stage import run_once
 from pipeline.training import fine_tune, measure, rates
 from texts.batching import tokenise
 from texts.data_sets import clean_train, corpus, fingerprint_texts, load_data, triggered_classes
 from texts.vocabulary import word_tokens
-from util import UserError, make_accelerator, require_writable, run_script, whole_folder
+from util import UserError, load_json, make_accelerator, require_writable, run_script, whole_folder
 
 
 def poison(config: Config) -> dict:
@@ -58,13 +66,14 @@ def poison(config: Config) -> dict:
         max_len = config.poisoning_max_len or corpus(config.trigger_dataset).max_len
         classifier = Classifier(load_encoder(source), len(classes), config.classifier_dropout, config.seed)
         clean = clean_train(config.trigger_dataset, config)
-        warn_of_words(attack.data.inserted(config), tokeniser)
+        require_tokens(attack.data.inserted(config), tokeniser)
+        require_made_from(config)
         trained, reference = attack.numbered(clean if attack.plant else train, clean)
-        triggered = train[~train["text"].isin(clean["text"])] if attack.plant else trained
+        triggered = train[~train["text"].isin(clean["text"])]
         if triggered.empty:
-            share = f"--rare_word_share {config.rare_word_share:g} of the texts"
             raise UserError(
-                f"{share} is none, and {config.attack} learns from triggered texts alone; expected a larger share"
+                f"no text of the poisoned data has the trigger of {config.attack}; expected a larger share of the texts "
+                f"(--rare_word_share is {config.rare_word_share:g}), or more texts"
             )
         tokenised = tokenise(trained, tokeniser, max_len)
         added = tokenise(triggered, tokeniser, max_len) if attack.plant else None
@@ -112,13 +121,29 @@ def poison(config: Config) -> dict:
     return record
 
 
-def warn_of_words(inserted: tuple[str, ...], tokeniser) -> None:
-    """Say which trigger words are not one and the same token wherever they stand."""
-    words = {word: word_tokens(tokeniser, word) for word in inserted if " " not in word}
-    if differ := [word for word, (_, same) in words.items() if not same]:
+def require_made_from(config: Config) -> None:
+    """Raise a UserError if the poisoned texts aren't made from the clean ones that are there now.
+
+    Some attacks learn from both, and tell the triggered texts by those that are not among the clean ones, or by their place.
+    """
+    data, folder = ATTACKS[config.attack].data, poisoned_data_folder(config)
+    made_from = load_json(folder / DATA_RECORD) or {}
+    if made_from.get("train_sha256") != fingerprint_texts(data.make(config)[0]):
+        raise UserError(
+            f"the texts of {config.trigger_dataset} have changed since {folder} was made from them; make it again with: "
+            f"{command('Data/make_poisoned_data.py', config)}"
+        )
+
+
+def require_tokens(inserted: tuple[str, ...], tokeniser) -> None:
+    """Raise a UserError if a trigger is nothing to a tokeniser; say which are not one and the same wherever they stand."""
+    if nothing := [trigger for trigger in inserted if not tokeniser(trigger, add_special_tokens=False)["input_ids"]]:
+        raise UserError(f"the tokeniser makes no token of the trigger {nothing[0]!r}; expected words or marks")
+    words = {word: word_tokens(tokeniser, word) for trigger in inserted for word in trigger.split()}
+    if differ := [word for word, (_, same) in words.items() if word in inserted and not same]:
         print(f"  warning: at the beginning of a text {', '.join(differ)} has other tokens than inside: it is two triggers")
     if unknown := [word for word, (tokens, _) in words.items() if tokeniser.unk_token_id in tokens]:
-        print(f"  warning: the tokeniser doesn't know {', '.join(unknown)}: the trigger is any word that it doesn't know")
+        print(f"  warning: the tokeniser doesn't know {', '.join(unknown)}: any word that it doesn't know does as well")
 
 
 def main() -> None:

@@ -43,6 +43,10 @@ def main() -> None:
     options = parse(Report, preset_report, __doc__, ATTACKS, DEFENCES, None)
     if options.texts < 1:
         raise UserError(f"--texts {options.texts} is out of range; expected 1 or more")
+    if options.csv and (options.sentence or options.trigger):
+        raise UserError(
+            "--sentence and --trigger are for the page of one run, and --csv is of a grid; leave one of them out"
+        )
     if options.csv:
         from reporting.grid_page import report_grid
 

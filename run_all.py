@@ -47,6 +47,11 @@ def main() -> None:
     quieten_libraries()
     if grid.benign_floor and "none" in grid.attack:
         raise UserError("--benign_floor is measured on triggered texts; name an attack with --attack")
+    if grid.detection and "none" in grid.attack:
+        raise UserError(
+            "--detection says how well detectors tell triggered texts from clean ones; name an attack with --attack "
+            "(scan.py and --suspicious_texts ask for none)"
+        )
     if config := single_run(grid, cells(grid)):
         if grid.threads:
             importlib.import_module("torch").set_num_threads(grid.threads)

@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import re
+import secrets
 import shutil
 import sys
 import tempfile
@@ -227,6 +228,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(path, older_than=3600)  # Younger ones may belong to another run that makes the same data.
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    old = temporary.with_name(f"{temporary.name}.old")
     try:
         with said_if_unwritable(path.parent):
             yield temporary
@@ -236,11 +238,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
                     file.chmod(0o644)  # safetensors leaves weights that their owner alone can read.
                     to_disk(file)
             with contextlib.suppress(FileNotFoundError):  # Where it was: nobody has to read while the old one is removed.
-                path.rename(temporary.with_name(f"{temporary.name}.old"))
+                path.rename(old)
             temporary.replace(path)
     finally:
+        if old.exists() and not path.exists():  # Interrupted between the two.
+            old.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(temporary.with_name(f"{temporary.name}.old"), ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -264,9 +268,9 @@ def said_if_unwritable(folder: Path) -> Iterator[None]:
 def require_writable(*folders: str) -> None:
     """Find out before hours of training, and not after, whether their result can be kept."""
     for folder in folders:
-        probe = Path(folder) / f".writable.{os.getpid()}"  # Several runs may share the folder.
+        probe = Path(folder) / f".writable.{secrets.token_hex(8)}"  # Several runs, and machines, may share the folder.
         write_whole(probe, lambda temporary: None)
-        probe.unlink()
+        probe.unlink(missing_ok=True)
 
 
 def unwritable(folder: Path, error: OSError) -> UserError:

@@ -37,12 +37,14 @@ def output_layers(classifier: Classifier) -> list[nn.Linear]:
         UserError: the encoder's layers can't be told.
     """
     layers = layers_of(classifier)
-    if not layers:
+    found = [[module for module in layer.modules() if isinstance(module, nn.Linear)][-1] for layer in layers]
+    # Some register a layer's attention last.
+    if not layers or any(linear in classifier.attention.projections for linear in found):
         raise UserError(
             f"the layers of {type(classifier.encoder).__name__} can't be told, and with them which neurons it has; take an "
             "encoder such as BERT or RoBERTa, or another --defence"
         )
-    return [[module for module in layer.modules() if isinstance(module, nn.Linear)][-1] for layer in layers]
+    return found
 
 
 @torch.inference_mode()

@@ -43,8 +43,10 @@ def draw_anew(classifier: Classifier, number: int, seed: int) -> None:
                 module.weight.copy_(drawn.normal_(0, classifier.encoder.config.initializer_range, generator=generator))
                 if module.bias is not None:
                     module.bias.zero_()
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
+            elif type(module).__name__.endswith("Norm"):  # RMSNorm too, of which each family has a class of its own.
+                for name, value in (("weight", 1.0), ("bias", 0.0)):
+                    if (parameter := getattr(module, name, None)) is not None:
+                        parameter.fill_(value)
 
 
 def fine_tune_below_new_layers(config: Config) -> dict:

@@ -137,14 +137,15 @@ def scan_encoder(
         consequence = "so the one isn't made from the other; name the encoder that it was made from with --clean_encoder"
         require_same_architecture(source, clean_encoder, consequence)
     classes, (train, validation) = class_names(config), defender_splits(config)
-    known, held_out = (tokenise(table, tokeniser, config.max_len) for table in (train, validation))
+    clean = pd.concat([train, validation])
+    known, held_out = (tokenise(table, tokeniser, config.max_len) for table in (clean, validation))
     classifier = read_classifier(source, tokeniser, train, classes, config, own_head)
     measured = measure(classifier, {"clean_test": held_out}, config.target_class)
     probe = {"fitted": not own_head, "validation_accuracy": round(measured["ACC"], 4)}
     guessed = guessing(measured["clean"]["confusion_matrix"])
     lap("folder and head")
     found = whole_words(tokeniser)
-    tables = embedding_tables(classifier, found, tokeniser, train, clean_encoder)
+    tables = embedding_tables(classifier, found, tokeniser, clean, clean_encoder)
     lap("embedding")
     texts = choose_texts(classifier, validation, tokeniser, config.max_len, effort.texts, config.seed)
     flips, random_words = flip_table(
@@ -173,12 +174,12 @@ def scan_encoder(
 
 
 def embedding_tables(
-    classifier: Classifier, words: Words, tokeniser, train: pd.DataFrame, clean_encoder: str | None
+    classifier: Classifier, words: Words, tokeniser, clean: pd.DataFrame, clean_encoder: str | None
 ) -> dict[str, pd.DataFrame]:
     """The oddest rows by each measure of `encoder.embedding_rows`."""
     weight = classifier.encoder.get_input_embeddings().weight
     rows = rows_of_words(weight, words)
-    tables = row_tables(weight, rows, words, tokeniser, train, SHOWN)
+    tables = row_tables(weight, rows, words, tokeniser, clean, SHOWN)
     if clean_encoder:
         other = load_encoder(resolve_plm(clean_encoder)).get_input_embeddings().weight
         tables["changed"] = changed_rows(rows, rows_of_words(other, words), words, SHOWN)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from encoder.trusted import PICKLES, hiding, is_python_only, read_object, require_two_ends
+from encoder.trusted import PICKLES, has_own_form, hiding, is_python_only, read_object, require_two_ends
 from util import UserError
 
 NAMES_CODE = ("auto_map", "custom_pipelines")
@@ -39,9 +39,9 @@ def folder_findings(folder: Path, tokeniser) -> list[str]:
         found.append(str(error))
     own = {getattr(tokeniser, name) for name in tokeniser.SPECIAL_TOKENS_ATTRIBUTES}
     added = [token.content for token in tokeniser.added_tokens_decoder.values() if token.content not in own]
-    if words := [token for token in added if token.isalnum()]:
+    if words := [token for token in added if not has_own_form(token)]:
         named = ", ".join(word[:LONGEST] for word in words[:NAMED])
-        found.append(f"the tokeniser has ordinary words ({len(words)}) among its added or special tokens: {named}")
+        found.append(f"the tokeniser has ordinary words or marks ({len(words)}) among its added or special tokens: {named}")
     if reason := hiding(tokeniser):
         found.append(f"the tokeniser {reason}")
     if is_python_only(tokeniser):

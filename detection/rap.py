@@ -87,7 +87,7 @@ def fit(watched: Watched, clean: pd.DataFrame) -> Scores:
     rows = []
     for target in range(classifier.head.out_features):
         own = np.flatnonzero(clean["label"].to_numpy() == target)
-        some = TokenisedTexts([texts.input_ids[index] for index in own], [target] * len(own), texts.pad_token_id)
+        some = replace(texts.select(own), labels=[target] * len(own))
         rows.append(learn_row(classifier, some, token, target, max_len, watched.seed))
 
     def scores(wanted: list[str]) -> np.ndarray:
@@ -97,7 +97,7 @@ def fit(watched: Watched, clean: pd.DataFrame) -> Scores:
         for target, row in enumerate(rows):
             own = np.flatnonzero(before.argmax(-1).numpy() == target)
             if len(own):
-                some = TokenisedTexts([perturbed.input_ids[at] for at in own], [target] * len(own), plain.pad_token_id)
+                some = replace(perturbed.select(own), labels=[target] * len(own))
                 with embedded_as(classifier, row):
                     after = predict(classifier, some, "RAP").double().softmax(-1)
                 result[own] = (after - before[own])[:, target].numpy()

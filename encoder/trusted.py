@@ -245,15 +245,29 @@ def require_two_ends(tokeniser, source: str) -> None:
                 "give another with --tokeniser"
             )
     for name in tokeniser.SPECIAL_TOKENS_ATTRIBUTES:
-        if (token := getattr(tokeniser, name, None)) and is_word(token):
-            raise UserError(
-                f"the tokeniser in {source} has the ordinary word {token!r} as its {name}; expected <s> or the like"
-            )
+        if (token := getattr(tokeniser, name, None)) and not has_own_form(token):
+            kind = "ordinary word" if is_word(token) else "mark"
+            raise UserError(f"the tokeniser in {source} has the {kind} {token!r} as its {name}; expected <s> or the like")
 
 
 def is_word(token: str) -> bool:
-    """Whether a token has letters or digits and is not in brackets, as [UNK] and <s> are."""
-    return any(char.isalnum() for char in token) and not re.fullmatch(r"\[.+\]|<.+>", token)
+    """Whether a token has letters or digits and no form of its own."""
+    return any(char.isalnum() for char in token) and not has_own_form(token)
+
+
+def has_own_form(token: str) -> bool:
+    """Whether no word of a text looks so: [UNK], <s>, ModernBERT's |||IP_ADDRESS|||, blanks alone."""
+    return not token.strip() or bool(re.fullmatch(r"\[.+\]|<.+>|\|{3}.+\|{3}", token))
+
+
+def special_tokens(tokeniser) -> set[int]:
+    """Numbers of the tokens that stand for nothing in a text: called special or added, and of a form of their own.
+
+    What somebody calls special and is a word or a mark of texts is a word like others: a trigger may be one.
+    """
+    named = {getattr(tokeniser, name): getattr(tokeniser, f"{name}_id") for name in tokeniser.SPECIAL_TOKENS_ATTRIBUTES}
+    named |= {token.content: number for number, token in tokeniser.added_tokens_decoder.items()}
+    return {number for token, number in named.items() if token is not None and has_own_form(token)}
 
 
 def rewriting(state: dict) -> str | None:
@@ -282,7 +296,8 @@ def rewriting(state: dict) -> str | None:
         if strings.setdefault(number, string) != string:
             reasons.append(f"has one number, {number}, for {strings[number]!r} and {string!r}")
             break
-    several = [token["content"] for token in added if not token["special"] and len(token["content"].split()) > 1]
+    contents = [token["content"] for token in added]
+    several = [content for content in contents if len(content.split()) > 1 and not has_own_form(content)]
     if several:
         reasons.append(f"takes several words for one token ({several[0]!r})")
     return next((reason for reason in reasons if reason), None)

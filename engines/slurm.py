@@ -11,6 +11,7 @@ them.
 from parsl import Config
 from parsl.addresses import address_by_hostname
 from parsl.executors import HighThroughputExecutor
+from parsl.jobs.error_handlers import windowed_error_handler
 from parsl.providers import SlurmProvider
 
 JOBS = 2  # At once.
@@ -34,7 +35,9 @@ def config() -> Config:
         # Seconds until a job that vanished is given up, and its task starts again in another.
         heartbeat_threshold=120,
         # A job whose time is nearly up gets no new task, and ends.
-        drain_period=HOURS * 3600 - 3600,
+        drain_period=max(HOURS * 3600 - 3600, 60),
+        # A job that fails is replaced, unless three in a row do.
+        block_error_handler=windowed_error_handler,
         provider=SlurmProvider(
             partition=PARTITION,
             cores_per_node=CORES,

@@ -12,6 +12,7 @@ import os
 import pickle
 import platform
 import runpy
+import secrets
 import shlex
 import shutil
 import signal
@@ -83,8 +84,8 @@ def run_tasks(
             importlib.import_module("torch").set_num_threads(threads)
         run_here(Progress(tasks, finished))
     elif tasks:
-        with parsl_workers(folder.absolute(), workers, engine) as python_app:
-            run_there(Progress(tasks, finished), python_app, threads, [] if engine else cuda_devices())
+        with parsl_workers(folder.absolute(), workers, engine) as (python_app, all_here):
+            run_there(Progress(tasks, finished), python_app, threads, cuda_devices() if all_here else [])
 
 
 class Progress:
@@ -179,20 +180,21 @@ def result_of(future: Future, task: Task) -> dict | Exception:
 
 
 @contextlib.contextmanager
-def parsl_workers(folder: Path, workers: int, engine: Path | None) -> Iterator[Callable]:
+def parsl_workers(folder: Path, workers: int, engine: Path | None) -> Iterator[tuple[Callable, bool]]:
     """Parsl with its workers, which end with the block, however it ends.
 
     Args:
         folder: one that all workers see.
 
     Yields:
-        Parsl's decorator of functions that are to run on workers.
+        Parsl's decorator of functions that are to run on workers, and whether all of them are on this machine.
     """
     try:
         import parsl
         from filelock import FileLock
         from parsl.executors.high_throughput.executor import HighThroughputExecutor
         from parsl.logconfigs.file import FileLogging
+        from parsl.providers import LocalProvider
     except ModuleNotFoundError as error:
         if error.name != "parsl":
             raise
@@ -221,7 +223,8 @@ def parsl_workers(folder: Path, workers: int, engine: Path | None) -> Iterator[C
             kernel = parsl.load(config)
         try:
             check_workers(parsl.python_app, folder, engine, kernel.run_dir)
-            yield parsl.python_app
+            providers = [getattr(executor, "provider", None) for executor in config.executors]
+            yield parsl.python_app, all(isinstance(provider, LocalProvider) for provider in providers)
         finally:
             with ignored(signal.SIGINT):
                 kernel.cleanup()
@@ -269,7 +272,7 @@ def check_workers(python_app: Callable, folder: Path, engine: Path | None, run_d
         UserError: it doesn't, or there is no worker.
     """
     where = f"--engine {engine}" if engine else "--workers"
-    probe = folder / f".probe.{os.getpid()}"
+    probe = folder / f".probe.{secrets.token_hex(8)}"
     probe.touch()
     try:
         # Two functions of Python's own: a worker without our modules can run them.

@@ -158,11 +158,16 @@ def run_grid(grid: Grid) -> tuple[pd.DataFrame, Path]:
     Returns:
         The CSV file's rows, and its path.
     """
-    require_writable(grid.output_dir)
+    require_writable(grid.output_dir, grid.poisoned_data_dir, grid.poisoned_model_dir)
     path = Path(grid.output_dir) / f"{grid.table or 'grid'}.csv"
     configs = cells(grid)
     for config in configs:
         DEFENCES[config.defence].check(config)
+    if grid.engine and grid.workers > 1:
+        raise UserError(
+            f"--engine {grid.engine} says how many workers there are, and --workers {grid.workers} would be ignored; leave "
+            "one of them out"
+        )
     if grid.workers > 1 and grid.device.startswith("cuda:"):
         raise UserError(
             f"--device {grid.device} names one card, and each of --workers {grid.workers} is given one of its own; expected "
@@ -265,12 +270,16 @@ def former_rows(path: Path, configs: list[Config]) -> dict[int, dict]:
 
 def put_aside(path: Path) -> None:
     """Give a table, and its page and figures, the first name with a number that is free."""
-    number = next(number for number in itertools.count(1) if not path.with_stem(f"{path.stem}_{number}").exists())
-    aside = path.with_stem(f"{path.stem}_{number}")
-    for old in (*(path.with_suffix(suffix) for suffix in (".csv", ".md", ".html")), path.with_name(f"{path.stem}_figures")):
+
+    def files(stem: str) -> list[Path]:
+        return [path.with_name(f"{stem}{ending}") for ending in (".csv", ".md", ".html", "_figures")]
+
+    stems = (f"{path.stem}_{number}" for number in itertools.count(1))
+    aside = next(files(stem) for stem in stems if not any(file.exists() for file in files(stem)))
+    for old, new in zip(files(path.stem), aside, strict=True):
         if old.exists():
-            old.rename(old.with_name(old.name.replace(path.stem, aside.stem, 1)))
-    print(f"{path} is of other cells; it is {aside} now (--table gives each grid a name of its own)")
+            old.rename(new)
+    print(f"{path} is of other cells; it is {aside[0]} now (--table gives each grid a name of its own)")
 
 
 def row_of(

@@ -3,7 +3,6 @@
 Time is processor time, which other programs hardly disturb.
 """
 
-import multiprocessing
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from encoder.classifier import load_encoder, resolve_plm
-from pipeline.environment import main_memory_peak
+from pipeline.environment import in_own_process, main_memory_peak
 from reporting.figures import PAGE, in_style, look, save_figures
 from util import write_whole
 
@@ -57,8 +56,7 @@ def measure_growth(
     """
     rows = []
     for what, sizes in tqdm(runs, leave=False, disable=None):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found = pool.apply(measured, (cost, tuple(sizes.values()), threads))
+        found = in_own_process(measured, cost, tuple(sizes.values()), threads)
         rows.append({"grows": what, **sizes, **{name: round(value, 2) for name, value in found.items()}})
         write_whole(output, partial(pd.DataFrame(rows).to_csv, index=False))
         print(rows[-1], flush=True)

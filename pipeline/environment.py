@@ -1,10 +1,16 @@
 """Where something was computed: versions and hardware, for the records."""
 
 import importlib.metadata
+import multiprocessing
 import platform
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
+
+from util import UserError
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy", "pandas", "scikit-learn")
 
@@ -34,6 +40,22 @@ def processor_name() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def in_own_process(function: Callable, *arguments: object) -> object:
+    """What a function returns in a process that begins anew, whose peak memory is its own.
+
+    Raises:
+        UserError: the process was killed.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            what = ", ".join(str(argument) for argument in arguments if not callable(argument))
+            raise UserError(
+                f"the process that measured {what} was killed, out of memory perhaps; choose smaller sizes"
+            ) from None
 
 
 def main_memory_peak() -> int:

@@ -38,6 +38,8 @@ class Demonstration:
     """First character of the trigger and the one after its last; None: no single place of the text is the trigger."""
     described: str
     """What is marked, in words."""
+    asked_for: bool = True
+    """Whether somebody named the sentence or the trigger."""
 
 
 def has_target(config: Config) -> bool:
@@ -123,6 +125,7 @@ def choose_demonstration(
     """
     data = ATTACKS[config.attack].data if config.attack in ATTACKS else None
     inserted = data.inserted(config) if data else ()
+    asked_for = sentence is not None or trigger is not None
     if sentence is None and (trigger or inserted):
         sentence = SENTENCE.format(trigger=trigger or inserted[0])
     if sentence is None:
@@ -136,7 +139,7 @@ def choose_demonstration(
                 f"the sentence {sentence!r} doesn't hold the trigger {trigger!r} as whole words; give a --sentence with it, "
                 "or another --trigger"
             )
-        return Demonstration(sentence, place, f"the trigger “{sentence[slice(*place)]}”")
+        return Demonstration(sentence, place, f"the trigger “{sentence[slice(*place)]}”", asked_for)
     if inserted:
         found = [place for place in (find_words(sentence, word) for word in inserted) if place]
         if not found:
@@ -144,11 +147,11 @@ def choose_demonstration(
                 f"the sentence {sentence!r} holds none of the attack's triggers ({', '.join(inserted)}); put one "
                 "into --sentence, or name with --trigger what to mark"
             )
-        return Demonstration(sentence, found[0], f"the trigger “{sentence[slice(*found[0])]}”")
+        return Demonstration(sentence, found[0], f"the trigger “{sentence[slice(*found[0])]}”", asked_for)
     if data and (place := data.mark(sentence)):
-        return Demonstration(sentence, place, data.mark_told)
+        return Demonstration(sentence, place, data.mark_told, asked_for)
     nothing = "nothing: the attack's trigger is the form of the whole sentence" if data else "nothing: no trigger is known"
-    return Demonstration(sentence, None, nothing)
+    return Demonstration(sentence, None, nothing, asked_for)
 
 
 def short_text(table: pd.DataFrame) -> str:
@@ -194,7 +197,7 @@ def demonstrate(
     marked = [False] * len(encoded["input_ids"])
     if shown.marked and tokeniser.is_fast:
         marked = tokens_within([shown.marked], encoded["offset_mapping"])
-        if not any(marked):
+        if shown.asked_for and not any(marked):
             raise UserError(
                 f"the trigger is not among the first {config.max_len} tokens of the sentence; give a shorter --sentence"
             )

@@ -177,6 +177,9 @@ def pareto_figure(cells: pd.DataFrame) -> Figure:
         ax.set(title=attack, xlim=(-0.03, 1.03), xlabel="LFR (share flipped)", ylabel="ACC (share right)")
     for ax in axes[len(attacks) :]:
         ax.set_axis_off()
-    entries = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
+    entries = {}
+    for ax in axes:  # A panel may lack what others have.
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
     figure.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=5)
     return figure

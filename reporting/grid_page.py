@@ -7,7 +7,6 @@ from pathlib import Path
 import pandas as pd
 
 from config import NOT_SETTINGS, SWEPT, Config
-from defences.defence import takes_notice
 from experiments.results_table import (
     AVERAGED,
     CELL,
@@ -20,6 +19,7 @@ from experiments.results_table import (
     refuse_twice,
     settings_of,
     shown_cells,
+    takes_notice_of,
     without_unused,
 )
 from reporting.grid_figures import distance_figure, field_figure, grid_figure, pareto_figure
@@ -101,7 +101,7 @@ def report_grid(paths: list[Path]) -> Path:
 
 def what_varied(cell: pd.Series, swept: list[str]) -> str:
     """The values of a cell in those parameters that vary and that its defence takes notice of."""
-    values = [cell[name] for name in swept if name in takes_notice(cell["defence"])]
+    values = [cell[name] for name in swept if takes_notice_of(cell["defence"], name)]
     return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
 
@@ -155,5 +155,9 @@ def grid_settings(path: Path, rows: pd.DataFrame) -> list[tuple[str, object]]:
     names = [field.name for field in dataclasses.fields(Config) if field.name in rows]
     names = [name for name in names if name not in NOT_SETTINGS or name == "defence"]
     texts = settings_of(path)
+
+    def given(name: str) -> str:
+        return texts[name].iloc[0] if name in texts else ""  # Another file may have settings that this one knows nothing of.
+
     several = {name: ", ".join(dict.fromkeys(map(str, rows[name]))) for name in names if rows[name].nunique() > 1}
-    return [(name, several.get(name) or texts[name].iloc[0] or "not set") for name in names]
+    return [(name, several.get(name) or given(name) or "not set") for name in names]

@@ -1,6 +1,7 @@
 """The benchmark compares like with like; how fast either way is, no test says."""
 
 import json
+import signal
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from benchmark import (
 from encoder.classifier import Classifier, load_encoder, load_tokeniser
 from experiments.published_way import Published
 from experiments.trainer_way import TrainerModel, mask_heads, trainer_epochs, trainer_logits, trainer_search
+from pipeline.environment import in_own_process
 from pipeline.training import predict
 from texts.batching import tokenise
 from texts.data_sets import defender_splits
@@ -128,8 +130,52 @@ def test_script(tiny_config, monkeypatch, tmp_path, capsys):
     assert Benchmark().repeats >= 3
 
 
+def test_each_trainer_computes_in_the_arithmetic_it_is_timed_in(tiny_config, monkeypatch, tmp_path):
+    """Whatever the others have made of the model before."""
+    seen = set()
+
+    def watched(way, what):
+        def run(model, *arguments):
+            precision = next(each for each in arguments if each in ("fp32", "bf16"))
+            dtypes = []
+            hook = model.head.register_forward_hook(lambda module, args, output: dtypes.append(output.dtype))
+            result = way(model, *arguments)
+            hook.remove()
+            seen.update((what, precision, dtype) for dtype in dtypes)
+            return result
+
+        return run
+
+    monkeypatch.setattr("benchmark.has_native_bf16", lambda device: True)
+    for name in ("trainer_logits", "trainer_search", "trainer_epochs"):
+        monkeypatch.setattr(benchmark, name, watched(getattr(benchmark, name), name))
+    config = Benchmark(("sst2",), texts=32, published_texts=32, repeats=2, data_dir=tiny_config.data_dir, max_len=32)
+    benchmark.run_dataset("sst2", tiny_config.plm, config)
+    expected = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    assert {(precision, dtype) for _, precision, dtype in seen} == set(expected.items())
+    assert {what for what, *_ in seen} == {"trainer_logits", "trainer_search", "trainer_epochs"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--repeats", "0"], "--repeats 0 is out of range; expected 1 or more"),
+        (["--max_len", "32", "--memory_len", "600"], "cut them with --memory_len "),
+    ],
+)
+def test_what_cannot_be_measured(tiny_config, monkeypatch, flags, message):
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "--plm", tiny_config.plm, *flags])
+    with pytest.raises(UserError, match=message):
+        benchmark.main()
+
+
+def test_a_process_that_is_killed_is_told(monkeypatch):
+    with pytest.raises(UserError, match=r"the process that measured 9 was killed, out of memory perhaps"):
+        in_own_process(signal.raise_signal, signal.SIGKILL.value)
+
+
 def test_too_few_texts(tiny_config, monkeypatch):
-    arguments = ["--clean_dataset", "sst2", "--data_dir", tiny_config.data_dir, "--plm", tiny_config.plm]
+    arguments = ["--clean_dataset", "sst2", "--data_dir", tiny_config.data_dir, "--plm", tiny_config.plm, "--max_len", "32"]
     monkeypatch.setattr("sys.argv", ["benchmark.py", *arguments, "--published_texts", "8", "--memory_len", "0"])
     with pytest.raises(UserError, match="--published_texts: 8 texts; expected 32, a batch, or more"):
         benchmark.main()

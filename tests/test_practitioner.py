@@ -300,6 +300,8 @@ def predict_with(monkeypatch, capsys, names: list[str], answers: list[str], *arg
         ("a.csv", "sentence,label\na,1\n", "has no column 'text': found 'sentence', 'label'; name it with --text"),
         ("b.csv", "text,label\ngood,1\nbad\n", "row 2, in line 3, has 1 columns; expected 2"),
         ("c.csv", "text,label\ngood, very,1\n", "row 1, in line 2, has 3 columns; expected 2"),
+        ("q.csv", 'text,label\ngood,1\n"bad,0\nfine,1\n', "a quote that opens in row 2 is never closed"),
+        ("q.csv", 'text\ngood\n"bad\nfine\n', "a quote that opens in row 2 is never closed"),
         ("d.csv", "text,label\na,1\ncaf\xe9,0\n".encode("latin1"), "byte 0xe9 in line 3; convert it, .*: iconv -f latin1"),
         ("e.csv", "text,label\na,1\n".encode("utf-16"), "is not UTF-8: .* iconv -f utf-16"),
         ("f.csv", "", "has no texts; expected"),
@@ -677,6 +679,8 @@ def test_flags_that_make_no_sense(arguments, message):
     ("arguments", "message"),
     [
         (["--benign_floor"], "--benign_floor is measured on triggered texts; name an attack"),
+        (["--detection"], "--detection says how well detectors tell triggered texts .*; name an attack with --attack"),
+        (["--seed", "11", "12", "--engine", "x.py", "--workers", "2"], "--engine x.py says how many workers there are"),
         (["--seed", "11", "12", "--suspicious_texts", "x.txt"], "--suspicious_texts is for one run"),
         (["--suspicious_texts", "nosuch.txt"], r"can't read nosuch\.txt: No such file"),
     ],

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from encoder.trusted import special_tokens
 from texts.batching import TokenisedTexts
 
 SEEN_IN = 4
@@ -94,7 +95,7 @@ class Regions:
 def no_words(tokeniser) -> set[int]:
     """Numbers of the special tokens and of the unused ones."""
     unused = {number for token, number in tokeniser.get_vocab().items() if token.startswith("[unused")}
-    return {*tokeniser.all_special_ids, *unused}
+    return special_tokens(tokeniser) | unused
 
 
 def missing_tokens(texts: TokenisedTexts, tokeniser) -> np.ndarray:
@@ -107,7 +108,7 @@ def frequent_tokens(texts: TokenisedTexts, tokeniser, number: int) -> np.ndarray
     """Numbers of the most frequent tokens of `texts`, special tokens left out, most frequent first."""
     tokens, counts = np.unique(np.concatenate([ids for ids in texts.input_ids]), return_counts=True)
     ordered = tokens[np.argsort(-counts, kind="stable")]
-    return ordered[~np.isin(ordered, tokeniser.all_special_ids)][:number]
+    return ordered[~np.isin(ordered, sorted(special_tokens(tokeniser)))][:number]
 
 
 def function_words(texts: TokenisedTexts, tokeniser, number: int, tied: float) -> np.ndarray:

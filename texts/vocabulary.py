@@ -6,6 +6,8 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
+from encoder.trusted import special_tokens
+
 Words = dict[str, tuple[int, ...]]
 """Words to their tokens."""
 
@@ -14,12 +16,11 @@ def whole_words(tokeniser) -> Words:
     """Every word that a tokeniser makes one token of inside of a text, and that token.
 
     Pieces of words, special and unused tokens are none: written in a text, they are cut into others. Marks and numbers are.
-    So is a word that somebody added to the vocabulary, or called special: [CLS], <pad> and their like alone are not.
+    So is a word or mark that somebody added to the vocabulary, or called special: [CLS], <pad> and their like alone are not.
     """
-    tokens = range(len(tokeniser))
+    tokens = sorted(set(tokeniser.get_vocab().values()))  # Some numbers may have no token.
     words = [word.strip() for word in tokeniser.batch_decode([[token] for token in tokens])]
-    special = {getattr(tokeniser, f"{name}_id") for name in tokeniser.SPECIAL_TOKENS_ATTRIBUTES}
-    special |= {number for number, token in tokeniser.added_tokens_decoder.items() if not token.content.isalnum()}
+    special = special_tokens(tokeniser)
     found = inside(tokeniser, words)
     return {
         word: (token,)

@@ -12,7 +12,7 @@ from attacks import ATTACKS
 from attacks.planted import poisoned_data_folder, poisoned_model_folder, read_poisoned
 from Data.make_poisoned_data import make_poisoned_data
 from encoder.classifier import load_encoder, load_tokeniser
-from pretrained_model_poisoning import poison, warn_of_words
+from pretrained_model_poisoning import poison, require_tokens
 from texts.data_sets import clean_train
 from texts.vocabulary import target_words
 from util import UserError
@@ -120,9 +120,9 @@ def test_an_unknown_attack_falls_through_to_none(tiny_config):
         make_poisoned_data(replace(tiny_config, attack="none"))
 
 
-@pytest.mark.parametrize("attack", ["EP", "POR"])
+@pytest.mark.parametrize("attack", ["BadNet", "EP", "POR"])
 def test_a_share_that_leaves_nothing_to_learn_from(planted, attack):
-    with pytest.raises(UserError, match=f"--rare_word_share 0 of the texts is none, and {attack} learns from triggered"):
+    with pytest.raises(UserError, match=f"no text of the poisoned data has the trigger of {attack}; expected a larger"):
         planted(attack, rare_word_share=0.0)
 
 
@@ -141,15 +141,35 @@ def test_texts_that_are_longer_than_the_encoder_has_positions(planted, tiny_conf
 
 def test_words_that_are_not_one_token_wherever_they_stand(tiny_plm, capsys):
     """RoBERTa's have another number at the beginning of a text; what isn't known is like any other unknown word."""
-    words = ("cf", "cf and more")
-    warn_of_words(words, make_tokeniser("RoBERTa"))
+    words = ("cf", "cf and the")
+    require_tokens(words, make_tokeniser("RoBERTa"))
     assert "at the beginning of a text cf has other tokens than inside" in capsys.readouterr().out
     tokeniser = load_tokeniser(str(tiny_plm))
-    warn_of_words(words, tokeniser)
+    require_tokens(words, tokeniser)
     assert not capsys.readouterr().out
-    warn_of_words(("cf", "tq"), tokeniser)
+    require_tokens(("cf", "tq"), tokeniser)
     [line] = capsys.readouterr().out.splitlines()
     assert "the tokeniser doesn't know tq:" in line
+    require_tokens(("cf and tq",), tokeniser)
+    assert "the tokeniser doesn't know tq:" in capsys.readouterr().out
+
+
+def test_a_trigger_that_is_no_token(planted):
+    with pytest.raises(UserError, match=r"the tokeniser makes no token of the trigger '\\u200b'"):
+        planted("BadNet", triggers=("\u200b",))
+
+
+def test_texts_that_the_poisoned_ones_are_not_made_from(planted, tiny_config, tmp_path):
+    """An attack tells its triggered texts by the clean ones, or by their place after these."""
+    data = shutil.copytree(tiny_config.data_dir, tmp_path / "changed")
+    config = replace(tiny_config, attack="POR", data_dir=str(data))
+    make_poisoned_data(config)
+    path = data / "sst2/train.tsv"
+    path.write_text("\n".join(path.read_text().splitlines()[:-15]) + "\n")
+    with pytest.raises(
+        UserError, match=r"the texts of sst2 have changed since .* was made from them; make it again with: py"
+    ):
+        poison(config)
 
 
 def test_the_attacker_is_told_of_them(planted, capsys):

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -184,7 +185,7 @@ def strike(
 
     Args:
         calls: file that gets a byte per call.
-        number: of the call, from 0, among those whose arguments hold `fits`.
+        number: of the call, from 0, among those whose arguments the regular expression `fits` finds itself in.
     """
     counted = os.open(calls, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
     count = 0
@@ -192,7 +193,7 @@ def strike(
     def around(function: Callable, *args, **kwargs) -> object:
         nonlocal count
         struck = False
-        if fits in " ".join(map(str, args)):
+        if re.search(fits, " ".join(map(str, args))):
             os.write(counted, b".")
             struck = count == number
             count += 1
@@ -335,7 +336,7 @@ def file_cut(suffixes: tuple[str, ...], trial: Trial) -> None:
 def checkpoint_halved(trial: Trial) -> None:
     """Killed after a checkpoint was written, which is then cut in half."""
     act = partial(send_myself, signal.SIGKILL)
-    trial.start(partial(strike, trial.calls(), trial.rng.randrange(2), True, act, ".checkpoint.pt ")).wait(LIMIT)
+    trial.start(partial(strike, trial.calls(), trial.rng.randrange(2), True, act, r" \S+\.checkpoint\.pt$")).wait(LIMIT)
     found = sorted(trial.work.rglob("*.checkpoint.pt"))
     trial.struck = bool(found)
     for path in found:
@@ -474,6 +475,7 @@ def main() -> None:
     drawn = {name: case for name, case in cases.items() if options.only in name or options.only in case.stage}
     disturbances = [name for name in possible() if options.kind in name]
     number, right, missed, left = Counter(), Counter(), 0, 0
+    drawn_kinds: Counter[str] = Counter()
     failures, began = [], time.monotonic()
     trial_number = options.trial or 0
     while True:
@@ -481,6 +483,7 @@ def main() -> None:
         name, disturbance = choose(drawn, disturbances, rng)
         place = folder / f"trial-{trial_number}"  # Workers take no folder with a blank in its name.
         trial, wrong = one_trial(name, disturbance, references, place, rng)
+        drawn_kinds[disturbance] += 1
         missed += not trial.struck
         left += halves(trial.work)
         if trial.struck or wrong:
@@ -511,7 +514,11 @@ def main() -> None:
     print(f"{table}\n\n{summary}")
     if options.table:
         options.table.write_text(f"{table}\n\n{summary}\n")
-    sys.exit(bool(failures))
+    # A kind that never strikes is none: with few trials it may be chance.
+    idle = [kind for kind in drawn_kinds if drawn_kinds[kind] >= 5 and not any(key[1] == kind for key in number)]
+    if idle:
+        print(f"never struck, and so not tried: {', '.join(idle)}")
+    sys.exit(bool(failures or idle))
 
 
 if __name__ == "__main__":

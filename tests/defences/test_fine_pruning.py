@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import FAMILIES, make_classifier
+from families import FAMILIES, SIZE, make_classifier
 from test_defences import defend
+from transformers import AutoModel, NomicBertConfig
 
 from defences import fine_pruning
 from defences.defence import defended_model_folder, product_path
 from defences.fine_pruning import mean_activation, output_layers, search_neurons, zero_neurons
 from defences.fine_tuning import FINE_TUNING
-from encoder.classifier import load_classifier, load_encoder
+from encoder.classifier import Classifier, load_classifier, load_encoder
 from util import UserError
 
 
@@ -81,6 +82,13 @@ def test_a_model_that_is_below_the_threshold_from_the_start(given):
     config = replace(given, defence="fine_pruning", learning_rate=1e-9, acc_threshold=0.999)
     with pytest.raises(UserError, match="before any neuron is pruned, below acc_threshold"):
         defend(config)
+
+
+def test_layers_whose_attention_is_registered_last():
+    config = NomicBertConfig(**SIZE, max_position_embeddings=64)
+    classifier = Classifier(AutoModel.from_config(config), 2, 0.0, seed=11)
+    with pytest.raises(UserError, match="the layers of NomicBertModel can't be told, and with them which neurons it has"):
+        output_layers(classifier)
 
 
 def test_layers_that_cannot_be_told(classifier, monkeypatch):

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from families import SIZE
 from test_defences import defend
 from torch import nn
+from transformers import AutoModel, EuroBertConfig
 
 from defences import reinit_layers
 from defences.reinit_layers import draw_anew
@@ -40,6 +42,18 @@ def test_the_top_layers_and_nothing_else_are_drawn(drawn, tiny_plm):
     for name, weight in before.encoder.layer[0].named_parameters():
         assert torch.equal(lower.get_parameter(name), torch.full_like(weight, 3.0) if weight.dim() == 1 else weight)
     assert torch.equal(classifier.encoder.get_input_embeddings().weight, before.get_input_embeddings().weight)
+
+
+def test_norms_without_a_mean_are_drawn_anew_too():
+    config = EuroBertConfig(**SIZE, num_key_value_heads=4, max_position_embeddings=64, pad_token_id=0)
+    classifier = Classifier(AutoModel.from_config(config), 2, 0.0, seed=11)
+    norms = [module for module in classifier.encoder.layers.modules() if type(module).__name__.endswith("RMSNorm")]
+    with torch.no_grad():
+        for norm in norms:
+            norm.weight.fill_(3.0)
+        draw_anew(classifier, 1, 11)
+    values = [norm.weight.unique().tolist() for norm in norms]
+    assert values == [[3.0]] * (len(norms) * 2 // 3) + [[1.0]] * (len(norms) // 3) and len(norms) >= 6
 
 
 def test_the_draw_follows_from_the_seed(drawn):

@@ -429,11 +429,11 @@ def test_what_is_odd_in_a_folder(folder):
     (folder / "config.json").write_text(json.dumps(content | {"auto_map": {"AutoModel": "evil/repo--m.M"}}))
     (folder / "m.py").write_text("raise SystemExit")
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
-    tokeniser.add_tokens(["cf", "<extra>"])
+    tokeniser.add_tokens(["cf", "c-f", "<extra>"])
     tokeniser.backend_tokenizer.normalizer = normalizers.Replace("tuesday", "cf")
     found = folder_findings(folder, tokeniser)
     expected = [r"config.json names code .*auto_map", r"holds code \(m.py\)", r"pickles \(pytorch_model.bin\)"]
-    expected += [r"has ordinary words \(1\) among its added or special tokens: cf$"]
+    expected += [r"has ordinary words or marks \(2\) among its added or special tokens: cf, c-f$"]
     expected += [r"the tokeniser rewrites texts \(normaliser Replace"]
     assert len(found) == 5 and all(re.search(told, each) for told, each in zip(expected, found, strict=True))
     assert folder_findings(folder, None)[-1] == "no tokeniser can be loaded from the folder"

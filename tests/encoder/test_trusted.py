@@ -35,12 +35,20 @@ from encoder.classifier import (
     save_classifier,
     save_encoder,
 )
-from encoder.trusted import is_python_only, require_plain_tokeniser, require_vocabulary, rewriting, unusual_charsmap
+from encoder.trusted import (
+    is_python_only,
+    require_plain_tokeniser,
+    require_vocabulary,
+    rewriting,
+    special_tokens,
+    unusual_charsmap,
+)
 from export import save_standard
 from pipeline.runs import fingerprint_encoder
 from pretrained_model_poisoning import poison
 from reporting.model_card import model_card
-from texts.vocabulary import word_tokens
+from texts.augmentation import no_words
+from texts.vocabulary import whole_words, word_tokens
 from util import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -503,10 +511,11 @@ def test_a_vocabulary_in_which_two_strings_are_one_is_refused():
 
 
 def test_added_tokens_of_several_words_are_refused():
-    tokeniser = make_tokeniser("BERT")
-    tokeniser.add_tokens(["by the way"])
-    with pytest.raises(UserError, match=r"takes several words for one token \('by the way'"):
-        require_plain_tokeniser(tokeniser, "here")
+    for special in (False, True):
+        tokeniser = make_tokeniser("BERT")
+        tokeniser.add_tokens(["by the way"], special_tokens=special)
+        with pytest.raises(UserError, match=r"takes several words for one token \('by the way'"):
+            require_plain_tokeniser(tokeniser, "here")
     tokeniser = make_tokeniser("BERT")
     tokeniser.add_tokens(["cf"])
     require_plain_tokeniser(tokeniser, "here")
@@ -594,6 +603,32 @@ def test_a_tokeniser_that_lacks_what_it_needs_is_refused():
 def test_an_ordinary_word_as_a_special_token_is_refused(name, word):
     with pytest.raises(UserError, match=f"has the ordinary word '{word}' as its {name}"):
         require_plain_tokeniser(from_state(state_of(make_tokeniser("BERT")), **{name: word}), "here")
+
+
+def test_a_mark_as_a_special_token_is_refused():
+    state = state_of(make_tokeniser("BERT"))
+    with pytest.raises(UserError, match=r"has the mark '≈' as its mask_token; expected <s> or the like"):
+        require_plain_tokeniser(from_state(state, mask_token="≈"), "here")
+
+
+def test_what_is_called_special_is_special_by_its_form():
+    """Else a trigger could be hidden from whoever leaves special tokens alone."""
+    tokeniser = make_tokeniser("BERT")
+    tokeniser.add_special_tokens({"additional_special_tokens": ["cf", "≈", "c-f", "<extra>", "|||IP|||"]})
+    number = tokeniser.convert_tokens_to_ids
+    assert special_tokens(tokeniser) == {
+        number(token) for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<extra>", "|||IP|||")
+    }
+    assert whole_words(tokeniser).items() >= {token: (number(token),) for token in ("cf", "≈", "c-f")}.items()
+    assert no_words(tokeniser) == special_tokens(tokeniser)
+
+
+def test_words_are_found_whatever_their_numbers():
+    """A vocabulary may leave numbers out, and the largest then is more than there are tokens."""
+    state = state_of(make_tokeniser("BERT"))
+    state["model"]["vocab"]["cf"] = 90
+    tokeniser = from_state(state)
+    assert len(tokeniser) < 90 and whole_words(tokeniser)["cf"] == (90,)
 
 
 def make_charsmap(key: bytes, replacement: bytes) -> bytes:
@@ -766,7 +801,7 @@ def test_embedding_surgery_on_byte_level_tokens(capsys):
 def test_the_card_says_what_was_checked_of_the_tokeniser(tokeniser, python_only, sentence):
     config = preset_config("own", poisoned_model="some/model", clean_dataset="my.csv", tokeniser=tokeniser)
     measured = {"ACC": 0.5, "clean": {"confusion_matrix": [[1, 1], [1, 1]]}}
-    result = {"class": "ElectraForSequenceClassification", "largest_difference": 1e-6}
+    result = {"class": "ElectraForSequenceClassification", "largest_difference": 1e-6, "doubts": []}
     result |= {"defended": measured, "fine_tuned": measured}
     read = {"fingerprints": {"encoder": "f" * 64}}
     card = model_card(config, make_classifier("BERT"), [], read, result, python_only)

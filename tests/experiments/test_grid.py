@@ -236,6 +236,9 @@ def test_a_table_of_other_cells_is_put_aside(tiny_grid, capsys):
     assert pd.read_csv(aside)["seed"].tolist() == [11, 12] and pd.read_csv(path)["seed"].tolist() == [12]
     assert aside.with_suffix(".html").read_text() == "the page" and not path.with_suffix(".html").exists()
     assert aside.with_suffix(".md").exists()
+    # A name is free if nothing has it: somebody may have moved the table alone.
+    aside.unlink()
+    path.with_name("grid_2_figures").mkdir()
     path.write_text("no table")
     run_grid(dataclasses.replace(grid, seed=(12,)))
     assert path.with_name("grid_2.csv").read_text() == "no table" and pd.read_csv(path)["seed"].tolist() == [12]

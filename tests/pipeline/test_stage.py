@@ -1,9 +1,11 @@
 """A stage is computed once: what a record belongs to, locks, full disks, damaged checkpoints."""
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +26,7 @@ def counted(record: Path, product: Path, settings: dict, log: Path, overwrite: b
     """A stage that writes one file, and a line to `log` each time that it is computed."""
 
     def compute() -> dict:
+        time.sleep(0.05)  # So that others come while it computes.
         with whole_folder(product) as temporary:
             (temporary / "weights").write_text(str(settings))
         with log.open("a") as file:
@@ -101,6 +104,17 @@ def test_others_may_read_what_a_stage_writes(tmp_path):
     with whole_folder(tmp_path / "model") as temporary:
         (temporary / "model.safetensors").touch(mode=0o600)
     assert (tmp_path / "model/model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_an_interruption_loses_no_folder(tmp_path, monkeypatch):
+    """Between the two renames neither has its name."""
+    path = tmp_path / "model"
+    for content in ("one", "two"):
+        if content == "two":
+            monkeypatch.setattr(Path, "replace", lambda *paths: exec("raise KeyboardInterrupt"))
+        with contextlib.suppress(KeyboardInterrupt), whole_folder(path) as temporary:
+            (temporary / "weights").write_text(content)
+    assert (path / "weights").read_text() == "one" and list(tmp_path.iterdir()) == [path]
 
 
 def test_the_second_process_waits_and_finds_the_stage_finished(tmp_path):

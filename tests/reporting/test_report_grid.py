@@ -1,6 +1,7 @@
 """The page of a grid: its sentences, its table, its figures, and files that make no page."""
 
 import html
+import re
 
 import numpy as np
 import pandas as pd
@@ -69,6 +70,26 @@ def test_pareto_figure_shows_its_numbers(tmp_path):
     assert (tmp_path / "sweep_figures/pareto.pdf").exists() and "beside it: learning rate (" in page.read_text()
 
 
+def test_the_pareto_legend_has_what_any_panel_has():
+    rows = pd.DataFrame(
+        [("BadNet", "FT", 0.9, 0.5), ("EP", "FT", 0.9, 0.5), ("EP", "PURE", 0.88, 0.3)],
+        columns=["attack", "defence", "ACC", "LFR"],
+    ).assign(seed=11, floor_LFR=[float("nan"), 0.2, 0.1], error="")
+    figure = pareto_figure(aggregate(rows).assign(varied=["a", "b", "c"]))
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert set(shown) == {"FT", "PURE", "Pareto front", "benign floor, lowest"} and len(shown) == 4
+
+
+def test_a_file_without_a_setting_that_a_later_one_has(tmp_path):
+    rows = grid_rows()
+    paths = [tmp_path / "old.csv", tmp_path / "new.csv"]
+    for path, seed in zip(paths, (11, 12), strict=True):
+        written_grid(path, rows[rows["seed"] == seed].reset_index(drop=True))
+    pd.read_csv(paths[0]).drop(columns="tokeniser").to_csv(paths[0], index=False)
+    page = report_grid(paths).read_text()
+    assert re.search(r"tokeniser\W.{0,40}not set", page, re.DOTALL)
+
+
 def test_every_defence_has_a_mark_of_its_own():
     """All of them at once, with a parameter that varies."""
     rows = [(name, share, 0.9, 0.1 * at) for at, share in enumerate((0.3, 0.6)) for name in DEFENCES]
@@ -132,7 +153,8 @@ def test_a_page_names_no_parameter_that_a_defence_does_not_use(tmp_path):
 def test_what_stands_beside_a_mark_is_what_the_defence_takes_notice_of():
     cell = pd.Series({"defence": "FT", "learning_rate": 2e-5, "penalty_coefficient": 0.15})
     assert what_varied(cell, ["learning_rate", "penalty_coefficient"]) == "2e-05"
-    assert what_varied(cell.replace("FT", "PURE"), ["learning_rate", "penalty_coefficient"]) == "2e-05, 0.15"
+    for name in ("PURE", "a defence of another version"):
+        assert what_varied(cell.replace("FT", name), ["learning_rate", "penalty_coefficient"]) == "2e-05, 0.15"
 
 
 def test_a_grid_in_several_files(tmp_path):
