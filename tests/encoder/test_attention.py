@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel, set_seed
+from transformers import BertConfig, BertModel, SplinterConfig, SplinterModel, set_seed
 
 from attention_normalization import attention_penalty, pure_objective
 from encoder import cls_attention, layer_cache
@@ -157,6 +157,16 @@ def test_padding_and_batching_change_nothing(classifier, texts):
         wide = [nn.functional.pad(row, (0, 128 - row.shape[-1])) for row in rows]
         expected = attention_penalty(wide, classifier.attention, WEIGHTS)
         torch.testing.assert_close(attention_penalty(rows, classifier.attention, WEIGHTS), expected)
+
+
+def test_attention_is_never_causal(texts):
+    """Splinter's attention doesn't say what it is, and transformers then takes it for causal where no text is padded."""
+    torch.manual_seed(0)
+    config = SplinterConfig(vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    classifier = Classifier(SplinterModel(config), 2, dropout=0.0, seed=0).eval()
+    batch = texts.batch(np.array([0]), torch.device("cpu"))
+    with torch.no_grad():
+        torch.testing.assert_close(run(classifier, batch)[0], run(classifier, padded(batch, 41))[0], rtol=1e-4, atol=1e-6)
 
 
 def test_penalty_equals_its_definition(classifier, texts):
