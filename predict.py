@@ -78,9 +78,12 @@ def read_columns(path: Path, content: str, text_column: str, label_column: str |
     how = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix.lower() == ".tsv" else {}
     # A row of its own, unless a quote before it was never closed and swallows it.
     reader = csv.reader(io.StringIO(f"{content.rstrip(chr(10))}\n{END}", newline=""), **how)
-    header = [name.strip() for name in next(filter(None, reader), [])]
-    if not header:
+    table = [(reader.line_num, row) for row in reader if row]
+    if table.pop()[1] != [END]:
+        fail(f"{path}: a quote that opens in row {len(table)} is never closed; expected one before and one after a text")
+    if not table:
         return [], None
+    header = [name.strip() for name in table.pop(0)[1]]
     named = {"--text": text_column, "--label": label_column}
     found = {flag: column_of(name or "label", header) for flag, name in named.items()}
     for flag, name in named.items():
@@ -88,16 +91,11 @@ def read_columns(path: Path, content: str, text_column: str, label_column: str |
             fail(f"{path} has no column {name!r}: found {', '.join(map(repr, header))}; name it with {flag}")
     wanted = [at for at in found.values() if at is not None]
     rows = []
-    row = []
-    for row in reader:
-        if row == [END]:
-            break
+    for line, row in table:
         if len(row) > len(header) or (len(row) <= max(wanted) and "".join(row).strip()):
-            fail(f"{path}: row {len(rows) + 1}, in line {reader.line_num}, has {len(row)} columns; expected {len(header)}")
+            fail(f"{path}: row {len(rows) + 1}, in line {line}, has {len(row)} columns; expected {len(header)}")
         if len(row) > max(wanted):  # Others are blank lines.
             rows.append([row[at].strip() for at in wanted])
-    if row != [END]:
-        fail(f"{path}: a quote that opens in row {len(rows)} is never closed; expected one before and one after a text")
     return [BREAK.sub(" ", row[0]).strip() for row in rows], [row[1] for row in rows] if len(wanted) == 2 else None
 
 

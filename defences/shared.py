@@ -67,13 +67,17 @@ def texts_of(config: Config) -> dict[str, pd.DataFrame]:
 
 
 def require_same_texts(config: Config, record: dict | None = None) -> None:
-    """Raise a UserError if texts have changed since a run: what is a test text now may be what its models learnt from.
+    """Raise a UserError if texts have changed since a run, or it is not finished.
+
+    What is a test text now may be one that its models learnt from.
 
     Args:
         record: of the stage whose texts they are to be; None: of the last of the defence.
     """
     record = record or load_json(record_path(as_defence(config), DEFENCES[config.defence].last))
-    read = record["settings"]["fingerprints"] if record else {}
+    if record is None:
+        raise UserError(f"the run in {run_folder(config)} is not finished; go on with: {command('run_all.py', config)}")
+    read = record["settings"]["fingerprints"]
     for name, table in texts_of(config).items():
         if read.get(name) != fingerprint_texts(table):
             raise changed_since(config, name)

@@ -21,7 +21,9 @@ from attacks.planted import measured_tables, read_poisoned
 from config import parse_grid
 from Data.make_poisoned_data import make_poisoned_data
 from defences import DEFENCES
-from defences.defence import as_defence, defended_model_folder
+from defences.defence import as_defence, defended_model_folder, record_path
+from defences.fine_tuning import FINE_TUNING
+from defences.shared import texts_of
 from detection import DETECTORS, __main__, badacts, rap, rates, strip
 from detection.__main__ import Detection, check_options
 from detection.detector import Detector, Watched, threshold
@@ -30,8 +32,8 @@ from detection.rates import detection_rates, rates_of, tables_of, triggered_text
 from encoder.classifier import load_classifier, load_tokeniser, save_classifier
 from pipeline.training import flipped, measure, predict
 from texts.batching import TokenisedTexts, shuffled_batches, tokenise
-from texts.data_sets import clean_test, clean_train, defender_splits
-from util import UserError
+from texts.data_sets import clean_test, clean_train, defender_splits, fingerprint_texts
+from util import UserError, save_json
 
 TEXTS = ["the film is warm", "a dull murky plot of this", "lo , the cf camera", "bright"]
 
@@ -323,6 +325,7 @@ def test_without_a_target_class_each_trigger_has_its_own(taught, tiny_config, mo
     assert [text.endswith("bright warm") for text in triggered["text"]] == (targets == 1).tolist() and set(targets) == {0, 1}
     monkeypatch.setattr(rates, "DETECTORS", {"Length": Detector(paper="none", fit=length_of)})
     monkeypatch.setattr(rates, "defended_model_folder", lambda config: taught)
+    monkeypatch.setattr(rates, "require_same_texts", lambda config: None)  # No run made this model.
     flips = sum(flipped({"triggers": {name: each}}, 1)[0] for name, each in measured.items())
     assert set(rates_of(config)["triggered"]) == {flips} and flips > 0
 
@@ -380,6 +383,10 @@ def test_the_command_writes_a_table_of_finished_runs(taught, tiny_config, monkey
         __main__.main()
     make_poisoned_data(config)
     save_classifier(defended_model_folder(config), load_classifier(taught), load_tokeniser(str(taught)))
+    with pytest.raises(UserError, match=r"the run in .* is not finished; go on with: python run_all.py"):
+        __main__.main()
+    read = {name: fingerprint_texts(table) for name, table in texts_of(config).items()}
+    save_json(record_path(config, FINE_TUNING), {"settings": {"fingerprints": read}})
     __main__.main()
     path = Path(config.output_dir) / "grid_detection.csv"
     found = pd.read_csv(path)

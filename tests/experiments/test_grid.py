@@ -241,7 +241,7 @@ def test_a_table_of_other_cells_is_put_aside(tiny_grid, capsys):
     path.with_name("grid_2_figures").mkdir()
     path.write_text("no table")
     run_grid(dataclasses.replace(grid, seed=(12,)))
-    assert path.with_name("grid_2.csv").read_text() == "no table" and pd.read_csv(path)["seed"].tolist() == [12]
+    assert path.with_name("grid_3.csv").read_text() == "no table" and pd.read_csv(path)["seed"].tolist() == [12]
 
 
 def test_a_grid_that_is_made_again_never_has_less_than_before(tiny_grid, monkeypatch):
