@@ -66,7 +66,7 @@ def invert(
     others = [texts.input_ids[text] for text in shortest_of_others(texts, target, how.text_length, how.texts)]
     if (positions := largest_length(classifier.encoder.config)) is not None:
         room = positions - how.longest
-        others = [texts.together(texts.apart(ids)[1], ids, room) for ids in others]
+        others = [texts.together(texts.own(ids), ids, room) for ids in others]
     classifier.eval()
 
     def moved(sequences: list[list[int]], chosen: list[list[int]], at: list[int]) -> torch.Tensor:

@@ -43,7 +43,7 @@ def split_tokens(texts: TokenisedTexts, tokeniser, max_len: int, rng: np.random.
 
     def split(ids: list[int]) -> list[int]:
         result = []
-        for token in texts.apart(ids)[1]:
+        for token in texts.own(ids):
             cut = bool(ways.get(token)) and rng.random() < SPLIT
             result += ways[token][rng.integers(len(ways[token]))] if cut else [token]
         return texts.together(result, ids, max_len)

@@ -23,7 +23,7 @@ RATE, EPOCHS, BATCH = 1e-2, 5, 32
 
 def with_word(texts: TokenisedTexts, token: int, max_len: int) -> TokenisedTexts:
     """The texts with a token before their first word, where one too long loses its last word."""
-    longer = [texts.together([token, *texts.apart(ids)[1]], ids, max_len) for ids in texts.input_ids]
+    longer = [texts.together([token, *texts.own(ids)], ids, max_len) for ids in texts.input_ids]
     return replace(texts, input_ids=longer)
 
 

@@ -68,14 +68,13 @@ def verdict(config: Config, tuned: dict, defended: dict, floor: dict | None, hea
         accuracy = f"{heads[0]} of {heads[1]} heads are pruned, and {accuracy}"
     if defended.get("LFR") is None:
         return f"Whether {name} removes a backdoor can't be said without triggered texts; {accuracy}."
-    lower = defended["LFR"] < tuned["LFR"]
     before, after = of_one_trigger(tuned, target), of_one_trigger(defended, target)
     rates = f"{tuned['LFR']:.3f} with fine-tuning alone, {defended['LFR']:.3f} with {name}"
     triggers = f" with each of {len(defended['triggers'])} triggers" if "triggers" in defended else ""
     of = f"the label flip rate on {after[1]:,} {'texts' if triggers else 'triggered texts'}{triggers}"
     if not differ(before, after):
         what = f"{name} makes no clear difference to {of} ({rates})"
-    elif lower:
+    elif defended["LFR"] < tuned["LFR"]:
         what = f"{name} lowers {of} ({rates})"
     else:
         what = f"{name} does not help: {of} rises ({rates})"

@@ -225,12 +225,12 @@ class Augmenter:
         how = self.augmentation
         if rng.random() >= how.inserted:
             return ids
-        _, inner, _ = self.texts.apart(ids)
+        inner = self.texts.own(ids)
         kept = [token for token in inner if rng.random() >= how.dropped] or inner
         form = rng.random()
         if form < how.splice:
             length = rng.integers(2, how.longest_span + 1)
-            span = self.texts.apart(other)[1]
+            span = self.texts.own(other)
             start = rng.integers(max(1, len(span) - length + 1))
             at = rng.choice([0, len(kept), rng.integers(len(kept) + 1)])
             kept[at:at] = span[start : start + length]
@@ -257,7 +257,7 @@ class Augmenter:
         """One text without some of its function words, or as it is: what is said without how."""
         if rng.random() >= self.augmentation.thinned:
             return ids
-        _, inner, _ = self.texts.apart(ids)
+        inner = self.texts.own(ids)
         rate = rng.random()
         kept = [token for token in inner if token not in self.near or rng.random() >= rate] or inner
         return self.texts.together(kept, ids, self.max_len)
@@ -273,7 +273,7 @@ class Augmenter:
         """One text whose tokens are moved by a few places, or as it is."""
         if rng.random() >= self.augmentation.shuffled:
             return ids
-        _, inner, _ = self.texts.apart(ids)
+        inner = self.texts.own(ids)
         reach = rng.integers(2, self.augmentation.reach + 1)
         order = np.argsort(np.arange(len(inner)) + rng.uniform(0, reach, len(inner)))
         return self.texts.together([inner[at] for at in order], ids, self.max_len)
@@ -326,14 +326,14 @@ class Augmenter:
         """One text with words side by side or, as often, each at a place of its own."""
         if rng.random() < 0.5:
             return self.put_in(ids, put, rng)
-        _, inner, _ = self.texts.apart(ids)
+        inner = self.texts.own(ids)
         for word in put:
             inner.insert(rng.integers(len(inner) + 1), word)
         return self.texts.together(inner, ids, self.max_len)
 
     def put_in(self, ids: list[int], put: list[int], rng: np.random.Generator) -> list[int]:
         """One text with a span at the front, the end or inside."""
-        _, inner, _ = self.texts.apart(ids)
+        inner = self.texts.own(ids)
         at = rng.choice([0, len(inner), rng.integers(len(inner) + 1)])
         inner[at:at] = put
         return self.texts.together(inner, ids, self.max_len)

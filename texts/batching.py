@@ -30,15 +30,13 @@ class TokenisedTexts:
         """[text], in tokens."""
         return np.array([len(ids) for ids in self.input_ids])
 
-    def apart(self, ids: list[int]) -> tuple[list[int], list[int], list[int]]:
-        """The special tokens before a text's own tokens, these, and the special tokens after them."""
-        end = len(ids) - self.closing
-        return ids[:1], ids[1:end], ids[end:]
+    def own(self, ids: list[int]) -> list[int]:
+        """A text's own tokens: those between the special ones."""
+        return ids[1 : len(ids) - self.closing]
 
     def together(self, own: list[int], like: list[int], longest: int) -> list[int]:
         """A text of other tokens between the special ones of `like`; of more than `longest` in all the last are left out."""
-        front, _, end = self.apart(like)
-        return [*front, *own[: longest - len(front) - len(end)], *end]
+        return [like[0], *own[: longest - 1 - self.closing], *like[len(like) - self.closing :]]
 
     def select(self, indices: np.ndarray) -> "TokenisedTexts":
         """Some of the texts, in the order of `indices`."""
