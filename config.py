@@ -26,6 +26,9 @@ import tyro
 from util import Table, UserError
 
 Criterion = Literal["variance", "highest_variance", "entropy", "gradient", "layer_wise", "dropout", "random", "none"]
+Part = Literal[
+    "nothing", "repair", "inversion", "regions", "changes", "forgetting", "erasing", "averaging", "everything"
+]  # Of erase_relearn.
 Preset = Literal["quick", "sst2", "paper", "own"]
 
 DEFAULT_PRESET: Preset = "quick"
@@ -142,6 +145,8 @@ class Config:
     """erase_relearn: passes over the clean train set in each of them, its texts changed at random."""
     relearning_texts: Literal["changed", "plain"] = "changed"
     """erase_relearn: whether the texts of these passes are changed at random, or left as they are."""
+    left_out: Part = "nothing"
+    """erase_relearn: a part of it to leave out, for an ablation; everything: plain training for as many passes, at the same rate."""
     entropy_epochs: int = 1
     """MEFT: passes over the clean train set that maximise entropy (Liu et al., 2023)."""
     entropy_head: Literal["trained", "frozen"] = "trained"
@@ -181,7 +186,16 @@ class Config:
 MOST_RELEARNINGS = 9
 """Of erase_relearn: each is a fine-tuning with a name."""
 
-SWEPT = ("attack", "defence", "seed", "learning_rate", "penalty_coefficient", "pruning_criterion", "mixing_share")
+SWEPT = (
+    "attack",
+    "defence",
+    "seed",
+    "learning_rate",
+    "penalty_coefficient",
+    "pruning_criterion",
+    "left_out",
+    "mixing_share",
+)
 
 
 @dataclass(frozen=True)
@@ -194,6 +208,7 @@ class Grid(Config):
     learning_rate: tuple[float, ...] = (2e-5,)
     penalty_coefficient: tuple[float, ...] = (0.15,)
     pruning_criterion: tuple[Criterion, ...] = ("variance",)
+    left_out: tuple[Part, ...] = ("nothing",)
     mixing_share: tuple[float, ...] = (0.5,)
     benign_floor: bool = False
     """Measure too what a never-poisoned encoder makes of the triggered texts, after the same defence: no defence can be asked for a lower LFR."""

@@ -57,6 +57,8 @@ class Defence:
     """The stage that it ends with; those before it follow."""
     changes: Callable[[Config], dict] = lambda config: {}
     """Fields that it stands for, with their values."""
+    chooses: tuple[str, ...] = ()
+    """Fields that `changes` goes by and no stage reads."""
     check: Callable[[Config], object] = lambda config: None
     """Raises a UserError where a configuration lacks what it needs, before anything is run."""
     puts_aside: bool = False
@@ -139,4 +141,5 @@ def takes_notice(defence: str) -> set[str]:
     """Those of the swept fields that a defence's result depends on, beside attack and seed."""
     row = DEFENCES[defence]
     fixed = row.changes(Config())
-    return {name for name in SWEPT if name != "seed" and name in row.reads() and name not in fixed}
+    read = row.reads() | set(row.chooses)
+    return {name for name in SWEPT if name != "seed" and name in read and name not in fixed}

@@ -437,7 +437,22 @@ RELEARNING = Stage(
     method=11,
 )
 
-ERASE_RELEARN = Defence(
-    paper="this project's own",
-    last=RELEARNING,
-)
+
+def without(config: Config) -> dict:
+    """Fields, with the values that leave a part of the defence out (`Config.left_out`)."""
+    none = {
+        "repair": {"repaired_words": "none"},
+        "inversion": {"inversions": 0},
+        "regions": {"measured_regions": 0},
+        "changes": {"relearning_texts": "plain"},
+        "forgetting": {"erase_forgetting_epochs": 0},
+        "erasing": {"erase_rounds": 0},
+        "averaging": {"relearnings": 1},
+    }
+    if config.left_out == "everything":
+        changed = {name: value for part in none.values() for name, value in part.items()}
+        return {**changed, "relearning_epochs": RELEARNING.passes(config)}
+    return none.get(config.left_out, {})
+
+
+ERASE_RELEARN = Defence(paper="this project's own", last=RELEARNING, changes=without, chooses=("left_out",))

@@ -34,6 +34,7 @@ MAY_VARY = [
     "learning_rate",
     "penalty_coefficient",
     "pruning_criterion",
+    "left_out",
     "mixing_share",
 ]
 

@@ -112,6 +112,8 @@ def combine(paths: list[Path]) -> pd.DataFrame:
         UserError: a file is no grid's, a cell is there twice, or the files differ in a setting that the table doesn't name.
     """
     rows = pd.concat([read_grid(path) for path in paths], ignore_index=True)
+    for name in [name for name in SWEPT if name in rows]:
+        rows[name] = rows[name].fillna(getattr(Config(), name))  # A file may be of before a parameter was there.
     for name in AVERAGED:
         if name not in rows:
             rows[name] = float("nan")

@@ -1,19 +1,23 @@
 """erase_relearn: what each part does, and that it is done."""
 
+import dataclasses
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from config import Config, Part, preset_grid
 from Data.make_poisoned_data import make_poisoned_data
-from defences.defence import defended_model_folder, product_path, run_stage
+from defences.defence import as_defence, defended_model_folder, product_path, record_path, run_stage
 from defences.erase_relearn import RELEARNING, done, few_of, fitted_bias, repair_rows, told
 from defences.erasing import erase_task, linear_layers
 from defences.fine_tuning import FINE_TUNING
 from encoder.classifier import Classifier, load_classifier, load_encoder, load_tokeniser
 from encoder.embedding_rows import odd_words
+from experiments.grid import cells
 from pipeline import defender
 from pipeline.training import fine_tune
 from texts.augmentation import Augmenter, Regions
@@ -174,6 +178,37 @@ def test_a_rate_that_breaks_the_encoder_is_halved(tiny_config, monkeypatch, caps
     assert list(record["training"])[-3:] == last and record["training"].keys() < RELEARNING.phases.keys()
     assert "were 1/2 of those asked for" in done(record) and "2 times" in done(record)
     assert "asked for" not in done(lower)
+
+
+PARTS = [part for part in get_args(Part) if part not in ("nothing", "everything")]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_that_is_left_out_is_one_setting_and_no_other(tiny_config, part):
+    """And the run is the one that the setting itself makes."""
+    whole, less = (as_defence(replace(tiny_config, defence="erase_relearn", left_out=each)) for each in ("nothing", part))
+    differ = [name for name in RELEARNING.reads if getattr(whole, name) != getattr(less, name)]
+    assert len(differ) == 1
+    by_hand = replace(whole, **{differ[0]: getattr(less, differ[0])})
+    assert record_path(less, RELEARNING) == record_path(by_hand, RELEARNING) != record_path(whole, RELEARNING)
+
+
+def test_without_everything_it_is_plain_training_for_as_long(tiny_config):
+    config = replace(tiny_config, defence="erase_relearn", erase_forgetting_epochs=2, relearnings=3, relearning_epochs=4)
+    bare = as_defence(replace(config, left_out="everything"))
+    assert as_defence(bare) == bare
+    assert RELEARNING.passes(bare) == RELEARNING.passes(config) == 14
+    for part in PARTS:
+        less = as_defence(replace(config, left_out=part))
+        fields = [name for name in RELEARNING.reads if getattr(less, name) != getattr(config, name)]
+        assert [getattr(bare, name) for name in fields] == [getattr(less, name) for name in fields]
+
+
+def test_a_grid_leaves_parts_out_one_after_another(tiny_config):
+    values = {field.name: getattr(tiny_config, field.name) for field in dataclasses.fields(Config)}
+    grid = preset_grid(**{**values, "defence": ("FT", "erase_relearn"), "left_out": ("nothing", "erasing")})
+    found = [(config.defence, config.left_out) for config in cells(grid)]
+    assert found == [("FT", "nothing"), ("erase_relearn", "nothing"), ("erase_relearn", "erasing")]
 
 
 def test_the_bias_takes_a_lean_away():

@@ -96,6 +96,7 @@ CHANGES = {
     "relearnings": (2, {}, {ERASING}),
     "relearning_epochs": (2, {}, {ERASING}),
     "relearning_texts": ("plain", {}, {ERASING}),
+    "left_out": ("erasing", {"defence": "erase_relearn"}, {ERASING}),
     "acc_threshold": (0.5, {}, {PRUNING, NEURONS}),
     "acc_drop": (0.1, {"acc_threshold": None}, {PRUNING, NEURONS}),
     "pruning_criterion": ("entropy", {}, {PRUNING}),

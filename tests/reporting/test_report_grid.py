@@ -172,6 +172,14 @@ def test_a_grid_in_several_files(tmp_path):
         combine([paths[0], other])
 
 
+def test_a_file_of_before_a_parameter_was_there_has_its_default(tmp_path):
+    """Beside one that names it; else its rows would count as another setting."""
+    rows = grid_rows()[lambda table: table["defence"] == "FT"].assign(defence="erase_relearn")
+    new, old = (written_grid(tmp_path / f"{seed}.csv", rows[rows["seed"] == seed]) for seed in (11, 12))
+    pd.read_csv(old).drop(columns="left_out").to_csv(old, index=False)
+    assert set(aggregate(combine([new, old]))["n"]) == {2}
+
+
 def test_files_that_are_no_grid(tmp_path, monkeypatch, capsys):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     errors = error_of(monkeypatch, capsys, "--csv", str(tmp_path / "other.csv"))
