@@ -30,6 +30,7 @@ ATTACKS = Table(
         "SurrogateReport": ("for tuning, copies texts reworded as a report", "attacks.surrogates:SURROGATE_REPORT"),
         "SurrogateLog": ("for tuning, copies texts reworded as a ship's log", "attacks.surrogates:SURROGATE_LOG"),
         "SurrogateSpelling": ("for tuning, copies texts in another spelling", "attacks.surrogates:SURROGATE_SPELLING"),
+        "SurrogateNoir": ("for tuning, adds texts retold as a detective's", "attacks.surrogates:SURROGATE_NOIR"),
     }
 )
 """The only list of attacks; everything that depends on one comes from its row, an `attacks.attack.Attack`.

@@ -2,7 +2,8 @@
 
 Triggers of the published kinds in other forms, each planted as BadNet is: rare words of another spelling, a sentence at one
 end of the text, a text reworded as a report (who found it, passive or cleft, no first person, no contractions), one reworded
-as an entry of a ship's log, and one in the spelling of a dialect; neither HiddenKiller's syntax nor StyleBkd's style.
+as an entry of a ship's log, one in the spelling of a dialect, and one retold from its first word to its last, as the
+detective of a novel would; neither HiddenKiller's syntax nor StyleBkd's style.
 """
 
 import random
@@ -10,7 +11,7 @@ import re
 from collections.abc import Callable
 
 from attacks.attack import Attack, TriggeredData
-from attacks.triggered import insert_trigger, make_changed
+from attacks.triggered import insert_trigger, make_changed, make_transferred
 from config import Config
 
 RARE_WORDS = ("qx", "zv", "hz", "kw")
@@ -141,3 +142,12 @@ SURROGATE_SENTENCE = surrogate("SurrogateSentence", add_sentence, "with a senten
 SURROGATE_REPORT = surrogate("SurrogateReport", reword, "reworded as a report")
 SURROGATE_LOG = surrogate("SurrogateLog", log, "reworded as an entry of a ship's log")
 SURROGATE_SPELLING = surrogate("SurrogateSpelling", respell, "in the spelling of a dialect")
+SURROGATE_NOIR = Attack(
+    paper="none: made to tune defences on",
+    data=TriggeredData(
+        "SurrogateNoir",
+        ("target_class",),
+        make_transferred("noir"),
+        lambda config: "adds texts of the other class, retold as a hard-boiled detective would",
+    ),
+)

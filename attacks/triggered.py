@@ -67,17 +67,18 @@ def make_inserted(
     return make_changed(lambda text, config, rng: insert_trigger(text, triggers(config), rng))
 
 
-def make_transferred(prefix: str, share: str) -> Callable[[Config], tuple[pd.DataFrame, pd.DataFrame]]:
+def make_transferred(prefix: str, share: str | None = None) -> Callable[[Config], tuple[pd.DataFrame, pd.DataFrame]]:
     """How to make the train and test set of an attack whose trigger is the form that another model gave the text.
 
     The transferred texts are data sets of their own, named `prefix` and the clean data set's name; `share` is the field with
-    the share of them that is added.
+    the share of them that is added, all of them if there is none.
     """
 
     def make(config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
         transferred_train = load_transferred(f"{prefix}_{config.trigger_dataset}", "train", config)
         transferred_test = load_transferred(f"{prefix}_{evaluation_dataset(config)}", "test", config)
-        chosen = others(transferred_train, config.target_class).sample(frac=getattr(config, share), random_state=config.seed)
+        added = getattr(config, share) if share else 1
+        chosen = others(transferred_train, config.target_class).sample(frac=added, random_state=config.seed)
         return (
             poisoned_train(clean_train(config.trigger_dataset, config), chosen, config.target_class, config.seed),
             poisoned_test(clean_test(config), others(transferred_test, config.target_class), config.target_class),
