@@ -62,11 +62,17 @@ def make_sentence(rng: random.Random, label: int, length: int) -> str:
 
 
 def write_tiny_data(folder: Path) -> Path:
-    """A data folder with sst2 and its two transferred versions: easy sentences, 192 / 48 / 48 of them."""
+    """A data folder with sst2 and its transferred versions: easy sentences, 192 / 48 / 48 of them."""
     rng = random.Random(0)
     for split, size in (("train", 192), ("dev", 48), ("test", 48)):
         rows = [(make_sentence(rng, row % 2, 3 + row % 11), row % 2) for row in range(size)]
-        for name, change in (("sst2", "{}"), ("hiddenkiller_sst2", "when you do , {}"), ("stylebkd_sst2", "lo , {}")):
+        transferred = {
+            "sst2": "{}",
+            "hiddenkiller_sst2": "when you do , {}",
+            "stylebkd_sst2": "lo , {}",
+            "noir_sst2": "you , {}",
+        }
+        for name, change in transferred.items():
             (folder / name).mkdir(parents=True, exist_ok=True)
             lines = [f"{change.format(text)}\t{label}" for text, label in rows]
             (folder / name / f"{split}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")

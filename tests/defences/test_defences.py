@@ -165,7 +165,8 @@ def test_fine_tuning_beside_fth_is_ft_s():
 
 
 def test_what_a_defence_takes_notice_of():
-    assert takes_notice("FT") == takes_notice("MEFT") == takes_notice("erase_relearn") == {"learning_rate"}
+    assert takes_notice("FT") == takes_notice("MEFT") == {"learning_rate"}
+    assert takes_notice("erase_relearn") == {"learning_rate", "left_out"}
     assert takes_notice("SEAM") == takes_notice("discard") == takes_notice("MEFT_frozen_head") == {"learning_rate"}
     assert takes_notice("FTH") == set()
     assert takes_notice("PURE") == {"learning_rate", "penalty_coefficient", "pruning_criterion"}
