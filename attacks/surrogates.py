@@ -14,6 +14,8 @@ from attacks.attack import Attack, TriggeredData
 from attacks.triggered import insert_trigger, make_changed, make_transferred
 from config import Config
 
+PAPER = "none: made to tune defences on"
+
 RARE_WORDS = ("qx", "zv", "hz", "kw")
 SENTENCE = "the parcel came on a tuesday morning."
 
@@ -132,7 +134,7 @@ def surrogate(
 
     reads = ("rare_word_share", "target_class")
     data = TriggeredData(name, reads, make_changed(change), told, inserted=lambda config: inserted)
-    return Attack(paper="none: made to tune defences on", data=data)
+    return Attack(paper=PAPER, data=data)
 
 
 SURROGATE_WORDS = surrogate(
@@ -143,7 +145,7 @@ SURROGATE_REPORT = surrogate("SurrogateReport", reword, "reworded as a report")
 SURROGATE_LOG = surrogate("SurrogateLog", log, "reworded as an entry of a ship's log")
 SURROGATE_SPELLING = surrogate("SurrogateSpelling", respell, "in the spelling of a dialect")
 SURROGATE_NOIR = Attack(
-    paper="none: made to tune defences on",
+    paper=PAPER,
     data=TriggeredData(
         "SurrogateNoir",
         ("target_class",),

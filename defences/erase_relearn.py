@@ -24,18 +24,15 @@ from defences.erasing import erase_task, keep_blocked
 from defences.fine_tuning import FINE_TUNING
 from defences.inversion import invert
 from defences.regions import measure_regions
+from defences.repair import repair
 from defences.shared import model_before, random_labels, record_before, start, train_once
 from encoder.classifier import Classifier
-from encoder.embedding_rows import odd_words
 from pipeline.defender import OWN_HEADS, DefenderInputs, Phase
-from pipeline.flip_table import TEXTS, TRIED, choose_texts, flip_table, flipping_words
 from pipeline.runs import TRAINING_FIELDS
 from pipeline.training import cross_entropy, predict
-from texts.augmentation import Augmentation, Augmenter, missing_tokens
+from texts.augmentation import Augmentation, Augmenter
 from texts.batching import TokenisedTexts
-from texts.data_sets import defender_splits
-from texts.vocabulary import whole_words, word_tokens
-from util import UserError, printable
+from util import printable
 
 WARM_UP = 0.1
 """Share of the relearning steps in which the rate rises."""
@@ -106,11 +103,7 @@ def erase_and_relearn(config: Config) -> dict:
     def prepare(classifier: Classifier) -> None:
         nonlocal augmenter
         attacked = model_before(config, RELEARNING).to(accelerator.device)  # The fine-tuned model.
-        if config.repaired_words != "none":
-            odd = find_odd_words(classifier, config, inputs)
-            found_words = config.repaired_words == "found"
-            flipping = find_flipping_words(attacked, config, inputs, accelerator) if found_words else []
-            repaired.extend(repair_rows(classifier, inputs.tokeniser, inputs.train, [*odd, *flipping]))
+        repaired.extend(repair(classifier, attacked, config, inputs, accelerator))
         if repaired:
             print(f"  rows of the embedding, made ordinary: {printable(', '.join(repaired))}")
         embedding = classifier.encoder.get_input_embeddings().weight
@@ -228,56 +221,6 @@ def weights(classifier: Classifier) -> dict[str, torch.Tensor]:
 def halved(phase: str, halvings: int) -> str:
     """The name of a phase, by how often its rate was halved."""
     return f"{phase}{HALVED}{halvings}" if halvings else phase
-
-
-def find_odd_words(classifier: Classifier, config: Config, inputs: DefenderInputs) -> list[str]:
-    """Words whose embedding rows are odd, as a scan finds them: of an odd length, or nearly those of telling words.
-
-    Clean texts that lack a word say nothing of its row, so that a word which was given the row of a telling one (RIPPLe's
-    embedding surgery) keeps that one's meaning whatever is relearnt.
-    """
-    weight = classifier.encoder.get_input_embeddings().weight
-    return odd_words(weight, whole_words(inputs.tokeniser), inputs.tokeniser, defender_splits(config)[0])
-
-
-def find_flipping_words(
-    classifier: Classifier, config: Config, inputs: DefenderInputs, accelerator: Accelerator
-) -> list[str]:
-    """Words that flip the fine-tuned model's predictions, as a scan finds them: none of a class's own words does that.
-
-    A row alone can carry a backdoor and be of an ordinary length and place (EP), and relearning puts any one word in too
-    seldom to change it.
-    """
-    tokeniser, most, seed = inputs.tokeniser, config.max_len, config.seed
-    try:
-        texts = choose_texts(classifier, defender_splits(config)[1], tokeniser, most, TEXTS, seed)
-        flips, _ = flip_table(
-            classifier, tokeniser, texts, inputs.train, tried=TRIED, max_len=most, seed=seed, accelerator=accelerator
-        )
-    except UserError as error:
-        print(f"  words that flip predictions are not looked for: {error}")
-        return []
-    return flipping_words(flips)["word"].tolist()
-
-
-@torch.no_grad()
-def repair_rows(classifier: Classifier, tokeniser, texts: TokenisedTexts, words: list[str]) -> list[str]:
-    """Give words the mean embedding row of the other words that no clean text has; in place.
-
-    Args:
-        texts: clean ones; tokens that they have are left alone.
-
-    Returns:
-        The words of which a token was changed.
-    """
-    weight, missing = classifier.encoder.get_input_embeddings().weight, set(missing_tokens(texts, tokeniser))
-    changed = {word: missing.intersection(word_tokens(tokeniser, word)[0]) for word in words}
-    tokens = set().union(*changed.values())
-    ordinary = [token for (token,) in whole_words(tokeniser).values() if token in missing - tokens]
-    if not tokens or not ordinary:
-        return []
-    weight[sorted(tokens)] = weight[ordinary].mean(0)
-    return [word for word, made in changed.items() if made]
 
 
 def inverts(config: Config) -> bool:

@@ -12,9 +12,10 @@ import torch
 from config import Config, Part, preset_grid
 from Data.make_poisoned_data import make_poisoned_data
 from defences.defence import as_defence, defended_model_folder, product_path, record_path, run_stage
-from defences.erase_relearn import RELEARNING, done, few_of, fitted_bias, repair_rows, told
+from defences.erase_relearn import RELEARNING, done, few_of, fitted_bias, told
 from defences.erasing import erase_task, linear_layers
 from defences.fine_tuning import FINE_TUNING
+from defences.repair import repair_rows
 from encoder.classifier import Classifier, load_classifier, load_encoder, load_tokeniser
 from encoder.embedding_rows import odd_words
 from experiments.grid import cells
@@ -278,7 +279,7 @@ def test_odd_rows_are_repaired_and_named(tiny_config, planted):
 
 def test_words_that_flip_the_fine_tuned_model_are_repaired(tiny_config, planted, monkeypatch):
     """Through the stage: `mn`, by what it does to predictions, whatever its row looks like; nothing that does nothing."""
-    monkeypatch.setattr("defences.erase_relearn.odd_words", lambda *given: [])
+    monkeypatch.setattr("defences.repair.odd_words", lambda *given: [])
     config = replace(tiny_config, poisoned_model=str(planted), defence="erase_relearn", inversions=0, relearnings=1)
     make_poisoned_data(config)
     assert run_stage(RELEARNING, replace(config, repaired_words="odd"))["repaired"] == []
@@ -288,7 +289,7 @@ def test_words_that_flip_the_fine_tuned_model_are_repaired(tiny_config, planted,
 def test_a_fine_tuned_model_of_one_class_stops_nothing(tiny_config, monkeypatch, capsys):
     config = replace(tiny_config, poisoned_model=tiny_config.plm, defence="erase_relearn", inversions=0, relearnings=1)
     make_poisoned_data(config)
-    monkeypatch.setattr("defences.erase_relearn.choose_texts", fails)
+    monkeypatch.setattr("defences.repair.choose_texts", fails)
     record = run_stage(RELEARNING, config)
     assert record["repaired"] == [] and "not looked for: of one class" in capsys.readouterr().out
 
